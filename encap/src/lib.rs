@@ -1,0 +1,2 @@
+//! Wire formats, checksums, segmentation and encapsulation of overlayd's packet path.
+#![forbid(unsafe_code)]

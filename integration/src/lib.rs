@@ -1,0 +1,1 @@
+//! End-to-end tests of overlayd: the test beds they share.

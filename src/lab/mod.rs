@@ -1,0 +1,1 @@
+//! (rooms are being built)

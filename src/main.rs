@@ -1,0 +1,3 @@
+//! The `overlayd` command.
+
+fn main() {}
