@@ -1,0 +1,64 @@
+//! UDP: the header (RFC 768).
+//!
+//! ```text
+//!  0                   1                   2                   3
+//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//! |          Source port          |       Destination port        |
+//! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//! |            Length             |           Checksum            |
+//! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//! ```
+
+use crate::Reject;
+
+/// Protocol number of UDP.
+pub const PROTOCOL: u8 = 17;
+/// Length of the header in bytes.
+pub const HEADER_LEN: usize = 8;
+/// Offset of the checksum field in the header.
+pub const CHECKSUM: usize = 6;
+
+/// The UDP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Udp {
+    /// Source port.
+    pub src: u16,
+    /// Destination port.
+    pub dst: u16,
+    /// Header and payload in bytes.
+    pub len: u16,
+    /// As on the wire; 0 means "none" over IPv4.
+    pub checksum: u16,
+}
+
+impl Udp {
+    /// Reads the header at the start of what IP carries. Bytes after the stated length are tolerated.
+    ///
+    /// # Errors
+    /// [`Reject::Truncated`] if the header or the stated length runs past the bytes, [`Reject::BadHeader`] if
+    /// the stated length is shorter than the header.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Reject> {
+        let &[s, t, d, e, l, m, c, k] =
+            bytes.first_chunk::<HEADER_LEN>().ok_or(Reject::Truncated)?;
+        let udp = Self {
+            src: u16::from_be_bytes([s, t]),
+            dst: u16::from_be_bytes([d, e]),
+            len: u16::from_be_bytes([l, m]),
+            checksum: u16::from_be_bytes([c, k]),
+        };
+        match usize::from(udp.len) {
+            len if len < HEADER_LEN => Err(Reject::BadHeader),
+            len if len > bytes.len() => Err(Reject::Truncated),
+            _ => Ok(udp),
+        }
+    }
+
+    /// The header's bytes.
+    #[must_use]
+    pub fn emit(&self) -> [u8; HEADER_LEN] {
+        let [[s, t], [d, e], [l, m], [c, k]] =
+            [self.src, self.dst, self.len, self.checksum].map(u16::to_be_bytes);
+        [s, t, d, e, l, m, c, k]
+    }
+}
