@@ -1,0 +1,202 @@
+//! What the datapath counts, and the balance that the counts must keep.
+//!
+//! Every cell has one writer, a forwarding thread; status reads while it counts on. So a cell is an
+//! atomic only to make that reading defined: an increment is a plain load, add and store, no locked
+//! instruction. Each direction and each peer's direction has cache lines of its own.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crossbeam::utils::CachePadded;
+use serde::{Deserialize, Serialize};
+
+use super::DropReason;
+
+/// A count with one writer.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds `n`. Only the cell's own thread may call it.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Reads it, from any thread.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// One direction's counts. All in inner packets, unless a name says otherwise; a superpacket counts
+/// as the packets that it is split into.
+#[derive(Debug)]
+pub struct Direction {
+    /// Packets taken in.
+    pub packets_in: Cell,
+    /// Packets handed on: to a peer (outbound) or to the device (inbound).
+    pub forwarded: Cell,
+    /// Inner bytes of those.
+    pub forwarded_bytes: Cell,
+    /// Packets that were answered here in the destination's stead (neighbour requests in TAP mode).
+    pub answered: Cell,
+    /// Packets flooded to all peers (TAP mode).
+    pub flooded: Cell,
+    dropped: [Cell; DropReason::COUNT],
+    /// IPv4 fragments made of packets too big for the path; counted apart from the balance.
+    pub fragments: Cell,
+    /// ICMP errors sent about dropped packets; apart from the balance.
+    pub icmp_sent: Cell,
+    /// ICMP errors not sent because of the rate limit; apart from the balance.
+    pub icmp_limited: Cell,
+    /// Superpackets split; apart from the balance.
+    pub split: Cell,
+    /// Unfinished transport checksums completed; apart from the balance.
+    pub checksums_completed: Cell,
+    /// Datagrams accepted although reserved header bits were set; apart from the balance.
+    pub reserved_bits: Cell,
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Direction {
+            packets_in: Cell::default(),
+            forwarded: Cell::default(),
+            forwarded_bytes: Cell::default(),
+            answered: Cell::default(),
+            flooded: Cell::default(),
+            dropped: std::array::from_fn(|_| Cell::default()),
+            fragments: Cell::default(),
+            icmp_sent: Cell::default(),
+            icmp_limited: Cell::default(),
+            split: Cell::default(),
+            checksums_completed: Cell::default(),
+            reserved_bits: Cell::default(),
+        }
+    }
+}
+
+impl Direction {
+    /// Counts one packet as dropped.
+    pub fn drop_one(&self, reason: DropReason) {
+        self.drop_many(reason, 1);
+    }
+
+    /// Counts `n` packets as dropped.
+    pub fn drop_many(&self, reason: DropReason, n: u64) {
+        self.dropped[reason as usize].add(n);
+    }
+
+    /// How many packets ended under `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize].get()
+    }
+
+    /// How many packets were dropped, all reasons together.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().map(Cell::get).sum()
+    }
+
+    /// Packets taken in that have not yet ended anywhere. What lies in queues, and nothing else:
+    /// `in = forwarded + answered + flooded + dropped + queued`.
+    pub fn queued(&self) -> i128 {
+        let ended = [
+            self.forwarded.get(),
+            self.answered.get(),
+            self.flooded.get(),
+            self.dropped_total(),
+        ];
+        i128::from(self.packets_in.get()) - ended.into_iter().map(i128::from).sum::<i128>()
+    }
+}
+
+/// All counts of one forwarding thread.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// From the device to the underlay.
+    pub outbound: CachePadded<Direction>,
+    /// From the underlay to the device.
+    pub inbound: CachePadded<Direction>,
+}
+
+/// One direction of one peer.
+#[derive(Debug, Default)]
+pub struct PeerDirection {
+    /// Inner packets.
+    pub packets: Cell,
+    /// Inner bytes.
+    pub bytes: Cell,
+}
+
+impl PeerDirection {
+    /// Counts one inner packet of `bytes`.
+    pub fn count(&self, bytes: u64) {
+        self.packets.add(1);
+        self.bytes.add(bytes);
+    }
+}
+
+/// What was exchanged with one peer. Lives as long as the peer's subnet does, over all reloads.
+#[derive(Debug, Default)]
+pub struct PeerCounters {
+    /// To the peer.
+    pub sent: CachePadded<PeerDirection>,
+    /// From the peer.
+    pub received: CachePadded<PeerDirection>,
+}
+
+/// A [`Direction`] as it stood at one moment, for people and programs to read.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct DirectionCounts {
+    /// Packets taken in.
+    #[serde(rename = "in")]
+    pub packets_in: u64,
+    /// Packets handed on.
+    pub forwarded: u64,
+    /// Inner bytes of those.
+    pub forwarded_bytes: u64,
+    /// Packets answered here.
+    pub answered: u64,
+    /// Packets flooded.
+    pub flooded: u64,
+    /// Packets dropped, all reasons.
+    pub dropped: u64,
+    /// Packets still in queues.
+    pub queued: u64,
+    /// Fragments made.
+    pub fragments: u64,
+    /// ICMP errors sent.
+    pub icmp_sent: u64,
+    /// ICMP errors held back by the rate limit.
+    pub icmp_limited: u64,
+    /// Superpackets split.
+    pub split: u64,
+    /// Transport checksums completed.
+    pub checksums_completed: u64,
+    /// Datagrams accepted with reserved bits set.
+    pub reserved_bits: u64,
+}
+
+impl From<&Direction> for DirectionCounts {
+    fn from(counts: &Direction) -> Self {
+        // Ends are read before the beginning, so that a packet that passes meanwhile shows as queued
+        // and never makes the sum negative.
+        let mut copy = DirectionCounts {
+            forwarded: counts.forwarded.get(),
+            forwarded_bytes: counts.forwarded_bytes.get(),
+            answered: counts.answered.get(),
+            flooded: counts.flooded.get(),
+            dropped: counts.dropped_total(),
+            fragments: counts.fragments.get(),
+            icmp_sent: counts.icmp_sent.get(),
+            icmp_limited: counts.icmp_limited.get(),
+            split: counts.split.get(),
+            checksums_completed: counts.checksums_completed.get(),
+            reserved_bits: counts.reserved_bits.get(),
+            ..DirectionCounts::default()
+        };
+        copy.packets_in = counts.packets_in.get();
+        let ended = copy.forwarded + copy.answered + copy.flooded + copy.dropped;
+        copy.queued = copy.packets_in.saturating_sub(ended);
+        copy
+    }
+}
