@@ -1,0 +1,367 @@
+//! Routes of the main table.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+            RouteProtocol, RouteScope, RouteType,
+        },
+    },
+};
+
+use super::{Error, Family, Link, Netlink, Result};
+
+/// The origin that marks our routes (`proto 82` in `ip route`), so that a person and a later start can tell them.
+///
+/// Free in `include/uapi/linux/rtnetlink.h` (RTPROT_*, where 0 to 18 and a few from 42 up are taken) and in iproute2's
+/// `rt_protos`; the 82 is that of port 8285.
+pub const ROUTE_PROTOCOL: u8 = 82;
+
+/// A route to be added or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// The destination prefix.
+    pub dst: IpNet,
+    /// The index of the device it leads into.
+    pub oif: u32,
+    /// The next hop; without one the destination is on the link itself.
+    pub via: Option<IpAddr>,
+    /// The next hop is on the link although no address of ours covers it.
+    pub onlink: bool,
+    /// The largest packet to this destination, in bytes, where it is smaller than the device's.
+    pub mtu: Option<u32>,
+    /// The source address that our own packets take.
+    pub src: Option<IpAddr>,
+    /// The origin (rtnetlink(7), `rtm_protocol`).
+    pub protocol: u8,
+}
+
+impl RouteSpec {
+    /// A route of our own ([`ROUTE_PROTOCOL`]) to `dst` on the link `oif`.
+    pub fn new(dst: IpNet, oif: u32) -> Self {
+        Self {
+            dst,
+            oif,
+            via: None,
+            onlink: false,
+            mtu: None,
+            src: None,
+            protocol: ROUTE_PROTOCOL,
+        }
+    }
+
+    fn message(&self) -> RouteMessage {
+        let mut message = match self.dst {
+            IpNet::V4(dst) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(dst.addr(), dst.prefix_len())
+                .output_interface(self.oif)
+                .build(),
+            IpNet::V6(dst) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(dst.addr(), dst.prefix_len())
+                .output_interface(self.oif)
+                .build(),
+        };
+        message.header.protocol = RouteProtocol::from(self.protocol);
+        // IPv4 tells a neighbour (scope link) from what lies behind a next hop; IPv6 knows no scopes of routes.
+        if self.via.is_none() && matches!(self.dst, IpNet::V4(_)) {
+            message.header.scope = RouteScope::Link;
+        }
+        if self.onlink {
+            message.header.flags |= RouteFlags::Onlink;
+        }
+        let attributes = &mut message.attributes;
+        attributes.extend(self.via.map(|ip| RouteAttribute::Gateway(ip.into())));
+        attributes.extend(self.src.map(|ip| RouteAttribute::PrefSource(ip.into())));
+        attributes.extend(
+            self.mtu
+                .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
+        );
+        message
+    }
+}
+
+/// A route of the kernel's main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The destination prefix; `0.0.0.0/0` or `::/0` is the default route.
+    pub dst: IpNet,
+    /// The index of the device it leads into (of several next hops: the first's).
+    pub oif: Option<u32>,
+    /// The next hop, where there is one.
+    pub via: Option<IpAddr>,
+    /// The source address that our own packets take.
+    pub src: Option<IpAddr>,
+    /// The largest packet to this destination, in bytes.
+    pub mtu: Option<u32>,
+    /// Among equal prefixes the lowest metric wins.
+    pub metric: u32,
+    /// The origin (rtnetlink(7), `rtm_protocol`).
+    pub protocol: u8,
+    /// 0 everywhere, 253 on the link, 254 on this host.
+    pub scope: u8,
+    /// Packets are forwarded (a unicast route), not refused or dropped.
+    pub unicast: bool,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dst)?;
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Netlink {
+    /// Adds a route.
+    ///
+    /// # Errors
+    /// When one to the same prefix is there, or the device or next hop does not serve.
+    pub async fn add_route(&self, route: &RouteSpec) -> Result<()> {
+        let result = self.handle.route().add(route.message()).execute().await;
+        self.explain("add", route, result).await
+    }
+
+    /// Adds a route, in place of one to the same prefix.
+    ///
+    /// # Errors
+    /// When the device or next hop does not serve.
+    pub async fn replace_route(&self, route: &RouteSpec) -> Result<()> {
+        let result = self
+            .handle
+            .route()
+            .add(route.message())
+            .replace()
+            .execute()
+            .await;
+        self.explain("replace", route, result).await
+    }
+
+    /// Removes a route.
+    ///
+    /// # Errors
+    /// When there is none like it.
+    pub async fn del_route(&self, route: &RouteSpec) -> Result<()> {
+        let result = self.handle.route().del(route.message()).execute().await;
+        self.explain("del", route, result).await
+    }
+
+    async fn explain(
+        &self,
+        verb: &str,
+        route: &RouteSpec,
+        result: std::result::Result<(), rtnetlink::Error>,
+    ) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                let via = route.via.map(|ip| format!(" via {ip}")).unwrap_or_default();
+                let name = self.name_of(route.oif).await;
+                Err(Error::netlink(
+                    format!("{verb} route {}{via} dev {name}", route.dst),
+                    e,
+                ))
+            }
+        }
+    }
+
+    /// The routes of the main table, of both families.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn routes(&self) -> Result<Vec<Route>> {
+        let mut routes = Vec::new();
+        for question in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let messages: Vec<RouteMessage> = self
+                .handle
+                .route()
+                .get(question)
+                .execute()
+                .try_collect()
+                .await
+                .map_err(|e| Error::netlink("list routes", e))?;
+            routes.extend(
+                messages
+                    .iter()
+                    .filter(|m| in_main_table(m))
+                    .filter_map(Route::from_message),
+            );
+        }
+        Ok(routes)
+    }
+
+    /// The route the kernel would take to `ip`, if it has one.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn route_to(&self, ip: IpAddr) -> Result<Option<Route>> {
+        let question = match ip {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(ip, 32)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(ip, 128)
+                .build(),
+        };
+        let mut replies = std::pin::pin!(self.handle.route().get(question).execute());
+        match replies.try_next().await {
+            Ok(message) => Ok(message
+                .as_ref()
+                .and_then(Route::from_message)
+                .filter(|r| r.unicast)),
+            Err(e) => {
+                let error = Error::netlink(format!("look for a route to {ip}"), e);
+                match error.errno() {
+                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Ok(None),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// The link that the default route leads into: of several the one with the lowest metric.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn default_route_iface(&self, family: Family) -> Result<Option<Link>> {
+        let routes = self.routes().await?;
+        let best = routes
+            .iter()
+            .filter(|r| r.dst.prefix_len() == 0 && r.unicast)
+            .filter(|r| matches!(r.dst, IpNet::V4(_)) == (family == Family::V4))
+            .filter_map(|r| r.oif.map(|oif| (r.metric, oif)))
+            .min_by_key(|(metric, _)| *metric);
+        match best {
+            Some((_, oif)) => self.link_by_index(oif).await,
+            None => Ok(None),
+        }
+    }
+}
+
+fn in_main_table(message: &RouteMessage) -> bool {
+    let extended = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    extended.unwrap_or(u32::from(message.header.table)) == u32::from(RouteHeader::RT_TABLE_MAIN)
+}
+
+impl Route {
+    fn from_message(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
+        let mut dst = match header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let (mut oif, mut via, mut src, mut mtu, mut metric) = (None, None, None, None, 0);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => dst = ip(address)?,
+                RouteAttribute::Oif(index) => oif = Some(*index),
+                RouteAttribute::Gateway(address) => via = ip(address),
+                RouteAttribute::PrefSource(address) => src = ip(address),
+                RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Metrics(metrics) => {
+                    mtu = metrics.iter().find_map(|m| match m {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
+                RouteAttribute::MultiPath(hops) => {
+                    oif = hops.first().map(|hop| hop.interface_index).or(oif)
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            dst: IpNet::new(dst, header.destination_prefix_length).ok()?,
+            oif,
+            via,
+            src,
+            mtu,
+            metric,
+            protocol: header.protocol.into(),
+            scope: header.scope.into(),
+            unicast: header.kind == RouteType::Unicast,
+        })
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_spec_comes_back_as_the_route_it_describes() {
+        let spec = RouteSpec {
+            via: Some([10, 244, 2, 0].into()),
+            onlink: true,
+            mtu: Some(1400),
+            src: Some([10, 244, 1, 0].into()),
+            ..RouteSpec::new(net("10.244.2.0/24"), 9)
+        };
+        let message = spec.message();
+        assert!(message.header.flags.contains(RouteFlags::Onlink));
+        let route = Route::from_message(&message).unwrap();
+        assert_eq!(
+            (route.dst, route.oif, route.via),
+            (spec.dst, Some(9), spec.via)
+        );
+        assert_eq!(
+            (route.mtu, route.src, route.protocol),
+            (Some(1400), spec.src, ROUTE_PROTOCOL)
+        );
+        assert_eq!((route.scope, route.unicast), (0, true));
+        assert!(in_main_table(&message));
+    }
+
+    #[test]
+    fn only_an_ipv4_route_without_next_hop_has_link_scope() {
+        let scope = |spec: &RouteSpec| u8::from(spec.message().header.scope);
+        let v4 = RouteSpec::new(net("10.244.0.0/16"), 9);
+        assert_eq!(scope(&v4), 253);
+        let behind = RouteSpec {
+            via: Some([10, 0, 0, 1].into()),
+            ..v4
+        };
+        assert_eq!(scope(&behind), 0);
+        assert_eq!(scope(&RouteSpec::new(net("fd00:10:244::/48"), 9)), 0);
+    }
+
+    #[test]
+    fn a_route_without_destination_is_the_default_route() {
+        let mut message = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        assert_eq!(Route::from_message(&message).unwrap().dst, net("::/0"));
+        message.header.table = 255;
+        assert!(!in_main_table(&message));
+        message.attributes.push(RouteAttribute::Table(254));
+        assert!(in_main_table(&message));
+    }
+}
