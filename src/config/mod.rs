@@ -1,1 +1,301 @@
-//! (rooms are being built)
+//! Configuration: what was written, in flags, variables and the file, becomes one [`Config`] that
+//! is checked and complete as far as that is possible without looking at the host.
+//!
+//! Precedence: flag, then `OVERLAYD_*`, then `FLANNELD_*`, then the file, then the default. flannel's
+//! net-conf.json, where the configuration names one, stands beside the file: what both say must agree.
+//!
+//! - `options`: every option, defined once; flags, variables, help and the example derive from it
+//! - `raw`: which option was set to what, and where
+//! - `netconf`: flannel's net-conf.json
+//! - `values`: what each value must be
+//! - `resolve`: from the one to the other
+//! - `check`: `overlayd config check` and `example`
+
+mod check;
+mod error;
+mod netconf;
+pub mod options;
+mod overrides;
+mod raw;
+mod resolve;
+mod values;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+pub use check::{Report, example, run_check};
+pub(crate) use error::Quoted;
+pub use error::{ConfigError, EXIT_BAD_CONFIG, Origin, Setting};
+pub(crate) use netconf::field as json_field;
+pub use overrides::Overrides;
+pub(crate) use values::refuse_public;
+
+/// Where the configuration is looked for when `--config` does not say.
+pub const DEFAULT_PATH: &str = "/etc/overlayd/overlayd.toml";
+/// The control socket's default path.
+pub const DEFAULT_SOCKET: &str = "/run/overlayd/overlayd.sock";
+
+/// A configuration that is valid in itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The overlay's networks; at least one is there.
+    pub network: fdb::Network,
+    /// Prefix length of one node's IPv4 subnet.
+    pub subnet_len: u8,
+    /// Prefix length of one node's IPv6 subnet.
+    pub ipv6_subnet_len: u8,
+    /// The encapsulation.
+    pub backend: Backend,
+    /// This node.
+    pub node: Node,
+    /// The TUN device.
+    pub device: Device,
+    /// How packets are carried.
+    pub datapath: Datapath,
+    /// Where the leases stand.
+    pub store: Store,
+    /// The control socket.
+    pub control: Control,
+    /// Static routes, in file order.
+    pub routes: Vec<fdb::StaticRoute>,
+    /// Logging.
+    pub log: Log,
+    /// Oddities that do not stop the daemon, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The encapsulation between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Raw IP packets in UDP datagrams, as flannel's udp backend sends them.
+    Udp(UdpBackend),
+    /// VXLAN (RFC 7348), as flannel's vxlan backend and the Linux vxlan device send it.
+    Vxlan(VxlanBackend),
+}
+
+impl Backend {
+    /// The UDP port of every node.
+    pub fn port(&self) -> u16 {
+        match self {
+            Backend::Udp(udp) => udp.port,
+            Backend::Vxlan(vxlan) => vxlan.port,
+        }
+    }
+
+    /// `"udp"` or `"vxlan"`, as leases name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Backend::Udp(_) => "udp",
+            Backend::Vxlan(_) => "vxlan",
+        }
+    }
+}
+
+/// flannel's udp backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpBackend {
+    /// UDP port, not 0.
+    pub port: u16,
+}
+
+/// VXLAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanBackend {
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port, not 0.
+    pub port: u16,
+    /// Drop packets with a reserved bit set.
+    pub strict: bool,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name for people.
+    pub name: String,
+    /// Underlay interface.
+    pub iface: Option<String>,
+    /// Underlay IPv4 address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Underlay IPv6 address.
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+/// The TUN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// A name that Linux takes.
+    pub name: String,
+    /// Largest inner packet in bytes; `None`: from the underlay's MTU.
+    pub mtu: Option<u16>,
+}
+
+/// How packets are carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datapath {
+    /// How packets are read and sent.
+    pub engine: Engine,
+    /// Device queues; 1 in this version.
+    pub queues: u16,
+    /// The outer ECN field.
+    pub ecn: Ecn,
+    /// The inner DSCP.
+    pub dscp: Dscp,
+    /// Don't Fragment of the outer IPv4 header.
+    pub df: Df,
+    /// Accept inner packets from the peer's own public IP.
+    pub accept_node_source: bool,
+    /// ICMP errors per second that we send at most.
+    pub icmp_rate: u32,
+    /// Accept a zero outer UDP checksum over IPv6.
+    pub udp6_zero_checksum: bool,
+}
+
+/// How packets are read from the device and sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// One packet per system call.
+    Classic,
+}
+
+/// What the outer ECN field is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ecn {
+    /// [`Ecn::Clear`] with the udp backend, whose peers may be flanneld; [`Ecn::Copy`] with VXLAN.
+    Auto,
+    /// The inner field (RFC 6040 normal mode).
+    Copy,
+    /// Not-ECT: for peers that do not carry a mark back inside (RFC 9601 §4).
+    Clear,
+}
+
+/// What becomes of the inner DSCP (RFC 2983).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dscp {
+    /// It is kept; the outer one is 0.
+    Pipe,
+    /// It is copied outside, and copied back at the other end.
+    Uniform,
+}
+
+/// Don't Fragment of the outer IPv4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Df {
+    /// 0, as flannel's.
+    Unset,
+    /// 1.
+    Set,
+}
+
+/// Where the leases stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// A JSON file.
+    File {
+        /// Its path from the root.
+        path: PathBuf,
+    },
+}
+
+/// The control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Its path from the root.
+    pub socket: PathBuf,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or filters as `tracing_subscriber::EnvFilter` reads them.
+    pub level: String,
+    /// How a line is written.
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+impl Config {
+    /// Reads and checks the configuration.
+    ///
+    /// `path` is the file that `--config` names and must exist; without one, [`DEFAULT_PATH`] is
+    /// read if it is there. `env` is `std::env::vars_os()`.
+    ///
+    /// # Errors
+    /// All that is wrong, each with its place and what to do.
+    pub fn load(
+        path: Option<&Path>,
+        overrides: &Overrides,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Config, ConfigError> {
+        resolve::load(path, Path::new(DEFAULT_PATH), overrides, env)
+    }
+
+    /// The options (`section.key`) in which a new configuration differs and that a running daemon
+    /// can not take up: it must be restarted for them.
+    ///
+    /// It can take up the static routes, the log level, and what is read per packet: `ecn`, `dscp`,
+    /// `accept-node-source`, `icmp-rate`.
+    pub fn diff_needs_restart(&self, new: &Config) -> Vec<&'static str> {
+        let vxlan = |config: &Config| match &config.backend {
+            Backend::Vxlan(vxlan) => Some((vxlan.vni, vxlan.strict)),
+            Backend::Udp(_) => None,
+        };
+        let both = vxlan(self).zip(vxlan(new));
+        let differs = [
+            ("network.network", self.network.v4 != new.network.v4),
+            ("network.ipv6-network", self.network.v6 != new.network.v6),
+            ("network.subnet-len", self.subnet_len != new.subnet_len),
+            (
+                "network.ipv6-subnet-len",
+                self.ipv6_subnet_len != new.ipv6_subnet_len,
+            ),
+            ("backend.type", self.backend.name() != new.backend.name()),
+            ("backend.vni", both.is_some_and(|(old, new)| old.0 != new.0)),
+            ("backend.port", self.backend.port() != new.backend.port()),
+            (
+                "backend.strict",
+                both.is_some_and(|(old, new)| old.1 != new.1),
+            ),
+            ("node.name", self.node.name != new.node.name),
+            ("node.iface", self.node.iface != new.node.iface),
+            ("node.public-ip", self.node.public_ip != new.node.public_ip),
+            (
+                "node.public-ipv6",
+                self.node.public_ipv6 != new.node.public_ipv6,
+            ),
+            ("device.name", self.device.name != new.device.name),
+            ("device.mtu", self.device.mtu != new.device.mtu),
+            (
+                "datapath.engine",
+                self.datapath.engine != new.datapath.engine,
+            ),
+            (
+                "datapath.queues",
+                self.datapath.queues != new.datapath.queues,
+            ),
+            ("datapath.df", self.datapath.df != new.datapath.df),
+            (
+                "datapath.udp6-zero-checksum",
+                self.datapath.udp6_zero_checksum != new.datapath.udp6_zero_checksum,
+            ),
+            ("store.path", self.store != new.store),
+            ("control.socket", self.control != new.control),
+            ("log.format", self.log.format != new.log.format),
+        ];
+        differs
+            .iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(name, _)| *name)
+            .collect()
+    }
+}

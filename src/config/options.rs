@@ -1,0 +1,312 @@
+//! Every option, defined once.
+//!
+//! From one row come the key in the file, the flag, the environment variables, the help text and
+//! the line in `overlayd config example`.
+//!
+//! Names of environment variables follow from the row:
+//! - `OVERLAYD_` and the flag's name: `--public-ip` is `OVERLAYD_PUBLIC_IP`;
+//! - `OVERLAYD_` and section and key: `backend.type` is `OVERLAYD_BACKEND_TYPE` too;
+//! - `FLANNELD_` names stand in the row, where flannel has a flag of the same meaning.
+//!
+//! A variable set to the empty string counts as not set.
+
+/// What an option's value looks like in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A string.
+    Text,
+    /// An integer.
+    Number,
+    /// `true` or `false`.
+    Bool,
+    /// An integer or a string (`queues = 1`, `queues = "auto"`).
+    NumberOrText,
+}
+
+/// One option.
+#[derive(Debug)]
+pub struct Opt {
+    /// Section of the file, without brackets.
+    pub section: &'static str,
+    /// Key in that section.
+    pub key: &'static str,
+    /// Flag of `overlayd run`, without the dashes. Empty: the option is not in this version.
+    pub flag: &'static str,
+    /// flannel's variable of the same meaning, or empty.
+    pub flannel: &'static str,
+    pub(crate) kind: Kind,
+    /// A value as it would be written in the file.
+    pub example: &'static str,
+    /// What holds when nobody sets it, in words; empty: nothing.
+    pub default: &'static str,
+    /// One or two plain sentences.
+    pub help: &'static str,
+    /// For an option that this version refuses: what to do instead.
+    pub later: Option<&'static str>,
+    /// True where a running daemon takes a new value up on reload.
+    pub reload: bool,
+}
+
+impl Opt {
+    /// `section.key`.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.section, self.key)
+    }
+
+    /// The variables of ours that set it: the flag's form first.
+    pub fn variables(&self) -> Vec<String> {
+        let upper = |s: &str| s.to_ascii_uppercase().replace('-', "_");
+        let long = format!("OVERLAYD_{}_{}", upper(self.section), upper(self.key));
+        if self.flag.is_empty() {
+            return vec![long];
+        }
+        let short = format!("OVERLAYD_{}", upper(self.flag));
+        if short == long {
+            vec![short]
+        } else {
+            vec![short, long]
+        }
+    }
+}
+
+/// Sections in the order of the example file, each with its heading.
+pub(crate) const SECTIONS: &[(&str, &str)] = &[
+    (
+        "network",
+        "The overlay network; the same on all nodes (flannel: net-conf.json).",
+    ),
+    (
+        "backend",
+        "How packets travel between nodes; the same on all nodes.",
+    ),
+    ("node", "This node."),
+    (
+        "device",
+        "The TUN device that packets enter and leave through.",
+    ),
+    ("datapath", "How packets are carried."),
+    (
+        "store",
+        "Where the leases stand: which node holds which subnet.",
+    ),
+    ("control", "How to talk to the running daemon."),
+    ("log", "Logs go to stderr."),
+];
+
+/// A row without flannel's name, for an option that works now and needs a restart.
+const fn row(
+    section: &'static str,
+    key: &'static str,
+    flag: &'static str,
+    kind: Kind,
+    example: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Opt {
+    Opt {
+        section,
+        key,
+        flag,
+        flannel: "",
+        kind,
+        example,
+        default,
+        help,
+        later: None,
+        reload: false,
+    }
+}
+
+/// The same option under flannel's name too.
+const fn flannel(name: &'static str, mut opt: Opt) -> Opt {
+    opt.flannel = name;
+    opt
+}
+
+/// The same option, taken up on reload.
+const fn reload(mut opt: Opt) -> Opt {
+    opt.reload = true;
+    opt
+}
+
+/// A key that is known and refused: it has no function in this version.
+const fn later(
+    section: &'static str,
+    key: &'static str,
+    example: &'static str,
+    cure: &'static str,
+) -> Opt {
+    Opt {
+        section,
+        key,
+        flag: "",
+        flannel: "",
+        kind: Kind::Text,
+        example,
+        default: "",
+        help: "",
+        later: Some(cure),
+        reload: false,
+    }
+}
+
+const USE_FILE_STORE: &str = "it belongs to the etcd store; keep the leases in a file (store.path)";
+
+/// The table.
+#[rustfmt::skip]
+pub static OPTIONS: &[Opt] = &[
+    row("network", "network", "network", Kind::Text, r#""10.244.0.0/16""#, "no IPv4 inside",
+        "IPv4 network of the overlay. This or ipv6-network must be set."),
+    row("network", "ipv6-network", "ipv6-network", Kind::Text, r#""fd00:10:244::/48""#, "no IPv6 inside",
+        "IPv6 network of the overlay."),
+    row("network", "subnet-len", "subnet-len", Kind::Number, "24", "24, or network's + 2 above /22",
+        "Prefix length of one node's IPv4 subnet."),
+    row("network", "ipv6-subnet-len", "ipv6-subnet-len", Kind::Number, "64", "64, or ipv6-network's + 2 above /62",
+        "Prefix length of one node's IPv6 subnet."),
+    flannel("FLANNELD_NET_CONFIG_PATH",
+        row("network", "net-conf", "net-conf", Kind::Text, r#""/etc/kube-flannel/net-conf.json""#, "none",
+        "flannel's net-conf.json: network and backend are read from it. What is also set here must agree.")),
+
+    row("backend", "type", "backend", Kind::Text, r#""vxlan""#, "vxlan; udp where net-conf names none",
+        "Encapsulation: vxlan, or udp (raw IP in UDP)."),
+    row("backend", "vni", "vni", Kind::Number, "1", "1",
+        "VXLAN network identifier, 0 to 16777215."),
+    row("backend", "port", "port", Kind::Number, "8472", "8472 for vxlan, 8285 for udp",
+        "UDP port that every node listens on."),
+    row("backend", "mode", "mode", Kind::Text, r#""tun""#, "tun",
+        "tun: IP packets, the leases decide."),
+    row("backend", "strict", "strict", Kind::Bool, "false", "false",
+        "Drop VXLAN packets that have a reserved bit set; they are accepted and counted otherwise."),
+
+    row("node", "name", "node-name", Kind::Text, r#""node-a""#, "the hostname",
+        "Name of this node in status and logs."),
+    flannel("FLANNELD_IFACE",
+        row("node", "iface", "iface", Kind::Text, r#""eth0""#, "the default route's interface",
+        "Underlay interface; its address is the public IP unless that is given.")),
+    flannel("FLANNELD_PUBLIC_IP",
+        row("node", "public-ip", "public-ip", Kind::Text, r#""192.0.2.10""#, "iface's IPv4 address",
+        "Underlay IPv4 address that peers send to; this node's lease is the one that carries it.")),
+    flannel("FLANNELD_PUBLIC_IPV6",
+        row("node", "public-ipv6", "public-ipv6", Kind::Text, r#""2001:db8::10""#, "iface's IPv6 address",
+        "Underlay IPv6 address that peers send to.")),
+
+    row("device", "name", "device", Kind::Text, r#""overlay0""#, "overlay0",
+        "Name of the TUN device, at most 15 bytes."),
+    row("device", "mtu", "mtu", Kind::Number, "1450", "underlay MTU minus the encapsulation's overhead",
+        "Largest inner packet in bytes, 576 to 65535 (at least 1280 with IPv6 inside)."),
+
+    row("datapath", "engine", "engine", Kind::Text, r#""auto""#, "auto",
+        "How packets are read and sent: classic (one per system call), auto (the best built in)."),
+    row("datapath", "queues", "queues", Kind::NumberOrText, "1", "1",
+        "Device queues, each with a thread."),
+    reload(row("datapath", "ecn", "ecn", Kind::Text, r#""auto""#, "auto",
+        "Outer ECN field: copy (RFC 6040), clear (for peers that do not carry it back), auto (clear with udp, whose peers may be flanneld; copy with vxlan).")),
+    reload(row("datapath", "dscp", "dscp", Kind::Text, r#""pipe""#, "pipe",
+        "Inner DSCP after the overlay: pipe keeps it, uniform copies it out and back in (RFC 2983).")),
+    row("datapath", "df", "df", Kind::Text, r#""unset""#, "unset",
+        "Don't Fragment bit of the outer IPv4 header: unset, set."),
+    reload(row("datapath", "accept-node-source", "accept-node-source", Kind::Bool, "false", "false",
+        "Also accept inner packets whose source is the sending peer's own public IP.")),
+    reload(row("datapath", "icmp-rate", "icmp-rate", Kind::Number, "1000", "1000",
+        "ICMP errors we send, at most, per second; 0 sends none.")),
+    row("datapath", "udp6-zero-checksum", "udp6-zero-checksum", Kind::Bool, "false", "false",
+        "Accept a zero outer UDP checksum over IPv6 (RFC 6935)."),
+
+    row("store", "type", "store", Kind::Text, r#""file""#, "file",
+        "Kind of lease store."),
+    row("store", "path", "leases", Kind::Text, r#""leases.json""#, "leases.json beside the configuration file",
+        "The lease file, relative to the file that names it. Its directory is watched: replace it by rename."),
+
+    row("control", "socket", "socket", Kind::Text, r#""/run/overlayd/overlayd.sock""#, "/run/overlayd/overlayd.sock",
+        "Unix socket that `overlayd status` and the other reading commands ask."),
+
+    reload(row("log", "level", "log-level", Kind::Text, r#""info""#, "info",
+        "error, warn, info, debug or trace; or filters such as \"info,overlayd::lease=debug\".")),
+    row("log", "format", "log-format", Kind::Text, r#""text""#, "text",
+        "text or json (one object per line)."),
+
+    later("control", "metrics", r#""127.0.0.1:9285""#, "read `overlayd status --json` instead"),
+    later("store", "endpoints", r#"["http://127.0.0.1:2379"]"#, USE_FILE_STORE),
+    later("store", "prefix", r#""/coreos.com/network""#, USE_FILE_STORE),
+    later("store", "ca-file", r#""ca.pem""#, USE_FILE_STORE),
+    later("store", "cert-file", r#""cert.pem""#, USE_FILE_STORE),
+    later("store", "key-file", r#""key.pem""#, USE_FILE_STORE),
+    later("store", "username", r#""user""#, USE_FILE_STORE),
+    later("store", "password-file", r#""password""#, USE_FILE_STORE),
+    later("store", "subnet-file", r#""/run/flannel/subnet.env""#, "read the subnet and MTU from `overlayd status --json`"),
+];
+
+/// The option `section.key`.
+pub fn find(section: &str, key: &str) -> Option<&'static Opt> {
+    OPTIONS
+        .iter()
+        .find(|opt| opt.section == section && opt.key == key)
+}
+
+/// The option named `section.key` in one string.
+pub fn named(name: &str) -> Option<&'static Opt> {
+    name.split_once('.')
+        .and_then(|(section, key)| find(section, key))
+}
+
+/// The candidate nearest to a misspelt word, if one is near enough to be meant.
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let word = word.to_lowercase().replace('_', "-");
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_options_share_a_name() {
+        let mut keys = HashSet::new();
+        let mut flags = HashSet::from(["config", "help", "version", "json"]);
+        let mut variables =
+            HashSet::from(["OVERLAYD_CONFIG".to_owned(), "OVERLAYD_LAB".to_owned()]);
+        for opt in OPTIONS {
+            assert!(keys.insert(opt.name()), "{} stands twice", opt.name());
+            assert!(
+                SECTIONS.iter().any(|(name, _)| *name == opt.section),
+                "{}",
+                opt.name()
+            );
+            assert!(
+                opt.flag.is_empty() || flags.insert(opt.flag),
+                "--{} stands twice",
+                opt.flag
+            );
+            assert_eq!(opt.flag.is_empty(), opt.later.is_some(), "{}", opt.name());
+            for variable in opt.variables() {
+                assert!(
+                    variables.insert(variable.clone()),
+                    "{variable} stands twice"
+                );
+            }
+            if !opt.flannel.is_empty() {
+                assert!(variables.insert(opt.flannel.to_owned()));
+            }
+        }
+    }
+
+    #[test]
+    fn nearest_finds_what_was_meant_and_nothing_else() {
+        let keys = ["subnet-len", "network", "port", "public-ip"];
+        assert_eq!(nearest("subnet_len", keys), Some("subnet-len"));
+        assert_eq!(nearest("netwrok", keys), Some("network"));
+        assert_eq!(nearest("Port", keys), Some("port"));
+        assert_eq!(nearest("colour", keys), None);
+        assert_eq!(nearest("", keys), None);
+    }
+}

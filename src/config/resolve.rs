@@ -1,0 +1,488 @@
+//! From the settings as written to a [`Config`]. Goes on after a mistake, so that a person hears of
+//! all of them at once.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::error::{ConfigError, Origin, Setting};
+use super::overrides::Overrides;
+use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
+use super::{
+    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Log,
+    LogFormat, Node, Store, UdpBackend, VxlanBackend, netconf, values,
+};
+
+/// A configuration longer than this is some other file.
+const LONGEST_FILE: u64 = 1 << 20;
+
+pub(crate) fn load(
+    path: Option<&Path>,
+    default_path: &Path,
+    overrides: &Overrides,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Config, ConfigError> {
+    let mut raw = RawConfig::default();
+    for setting in overrides.settings() {
+        raw.push(setting);
+    }
+    raw.read_env(env);
+    let file = path.unwrap_or(default_path);
+    let missing = match read(file) {
+        Ok(bytes) => {
+            raw.read_file(file, &text(file, &bytes)?)?;
+            false
+        }
+        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            let cure = match error.kind() {
+                io::ErrorKind::NotFound => "; write one from `overlayd config example`",
+                io::ErrorKind::PermissionDenied => "; run as root, or give yourself access",
+                _ => "",
+            };
+            return Err(ConfigError::one(format!(
+                "{}: {error}{cure}",
+                file.display()
+            )));
+        }
+    };
+    resolve(raw, file, missing)
+}
+
+/// Reads a file that people write by hand.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(LONGEST_FILE + 1)
+        .read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > LONGEST_FILE) {
+        return Err(io::Error::other(format!(
+            "longer than {LONGEST_FILE} bytes; is this the right file?"
+        )));
+    }
+    Ok(bytes)
+}
+
+fn text(path: &Path, bytes: &[u8]) -> Result<String, ConfigError> {
+    std::str::from_utf8(bytes)
+        .map(str::to_owned)
+        .map_err(|error| {
+            let line = bytes[..error.valid_up_to()]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count()
+                + 1;
+            ConfigError::one(format!(
+                "{}:{line}: not UTF-8 text; save it as UTF-8",
+                path.display()
+            ))
+        })
+}
+
+/// `file` gives default paths their directory; `missing` says that it was not there.
+fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Config, ConfigError> {
+    let mut r = Resolver { raw };
+    let implies_udp = r.net_conf();
+    let network = r.network(file, missing);
+    let (subnet_len, ipv6_subnet_len) = r.subnet_lens(network);
+    let backend = r.backend(implies_udp);
+    let node = r.node();
+    let device = r.device(network, &node);
+    let datapath = r.datapath();
+    let _: Option<()> = r.read("store.type", |text| match text {
+        "file" => Ok(()),
+        "etcd" => Err(not_in_this_version("use \"file\"")),
+        _ => Err("unknown; use \"file\"".to_owned()),
+    });
+    let beside = || {
+        file.parent()
+            .map_or_else(PathBuf::new, Path::to_owned)
+            .join("leases.json")
+    };
+    let store = Store::File {
+        path: r.path("store.path", beside),
+    };
+    let control = Control {
+        socket: r.path("control.socket", || DEFAULT_SOCKET.into()),
+    };
+    let routes = r.routes();
+    let log = Log {
+        level: r
+            .read("log.level", values::log_level)
+            .unwrap_or_else(|| "info".to_owned()),
+        format: r
+            .word(
+                "log.format",
+                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            )
+            .unwrap_or(LogFormat::Text),
+    };
+    r.public_ips_outside(network, &node);
+
+    let RawConfig {
+        warnings, problems, ..
+    } = r.raw;
+    if !problems.is_empty() {
+        return Err(ConfigError { problems });
+    }
+    Ok(Config {
+        network,
+        subnet_len,
+        ipv6_subnet_len,
+        backend,
+        node,
+        device,
+        datapath,
+        store,
+        control,
+        routes,
+        log,
+        warnings,
+    })
+}
+
+struct Resolver {
+    raw: RawConfig,
+}
+
+impl Resolver {
+    fn problem(&mut self, what: impl Into<String>) {
+        self.raw.problems.push(what.into());
+    }
+
+    /// The value of an option, if it is set and right; otherwise the mistake is noted.
+    fn read<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let setting = self.raw.get(name)?;
+        match parse(&setting.text) {
+            Ok(value) => Some(value),
+            Err(what) => {
+                let what = setting.problem(what);
+                self.problem(what);
+                None
+            }
+        }
+    }
+
+    fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Option<T> {
+        self.read(name, |text| values::word(text, words))
+    }
+
+    fn switch(&mut self, name: &str) -> bool {
+        self.read(name, values::boolean).unwrap_or(false)
+    }
+
+    fn path(&mut self, name: &str, default: impl FnOnce() -> PathBuf) -> PathBuf {
+        match self.raw.get(name) {
+            None => absolute(&default()),
+            Some(setting) if setting.text.is_empty() || setting.text.contains('\0') => {
+                let what = setting.problem("not a path; give a file's name");
+                self.problem(what);
+                PathBuf::new()
+            }
+            Some(setting) => resolve_path(setting),
+        }
+    }
+
+    /// Reads the net-conf.json that is named, if one is. True where it leaves the backend to
+    /// flannel's default.
+    fn net_conf(&mut self) -> bool {
+        let Some(setting) = self.raw.get("network.net-conf").cloned() else {
+            return false;
+        };
+        let path = resolve_path(&setting);
+        let bytes = match read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.problem(setting.problem(format!(
+                    "{error}; give the path of a net-conf.json, or take the option out"
+                )));
+                return false;
+            }
+        };
+        let conf = match netconf::parse(&path, &bytes) {
+            Ok(conf) => conf,
+            Err(mut error) => {
+                self.raw.problems.append(&mut error.problems);
+                return false;
+            }
+        };
+        self.raw.warnings.extend(conf.warnings);
+        self.raw.problems.extend(conf.problems);
+        for theirs in conf.settings {
+            if let Some(ours) = self.raw.in_file(&theirs.key) {
+                if !same(&ours.text, &theirs.text) {
+                    let what =
+                        ours.problem(format!("{theirs} says otherwise; take one of them out"));
+                    self.problem(what);
+                }
+            }
+            self.raw.push(theirs);
+        }
+        conf.implies_udp
+    }
+
+    fn network(&mut self, file: &Path, missing: bool) -> fdb::Network {
+        let network = fdb::Network {
+            v4: self.read("network.network", values::network_v4),
+            v6: self.read("network.ipv6-network", values::network_v6),
+        };
+        let unset = |name| self.raw.get(name).is_none();
+        // A net-conf.json that could not be read has been complained of already.
+        let told = self.raw.get("network.net-conf").is_some() && !self.raw.problems.is_empty();
+        if unset("network.network") && unset("network.ipv6-network") && !told {
+            let so = if missing {
+                "does not exist, and no flag names"
+            } else {
+                "names"
+            };
+            let no = if missing { "a network" } else { "no network" };
+            self.problem(format!(
+                "{} {so} {no}: set network = \"10.244.0.0/16\" under [network], or --network, and the same on all nodes",
+                file.display()
+            ));
+        }
+        network
+    }
+
+    fn subnet_lens(&mut self, network: fdb::Network) -> (u8, u8) {
+        let mut len = |family: &str, name: &str, net: Option<u8>, usual: u8, longest: u8| match net
+        {
+            Some(net) => self
+                .read(name, |text| values::subnet_len(text, net, longest))
+                .unwrap_or_else(|| values::default_subnet_len(net, usual, longest)),
+            None => {
+                if let Some(setting) = self.raw.get(name) {
+                    let what =
+                        setting.problem(format!("has no effect without an {family} network"));
+                    self.raw.warnings.push(what);
+                }
+                usual
+            }
+        };
+        (
+            len(
+                "IPv4",
+                "network.subnet-len",
+                network.v4.map(|net| net.prefix_len()),
+                24,
+                30,
+            ),
+            len(
+                "IPv6",
+                "network.ipv6-subnet-len",
+                network.v6.map(|net| net.prefix_len()),
+                64,
+                126,
+            ),
+        )
+    }
+
+    fn backend(&mut self, implies_udp: bool) -> Backend {
+        let _: Option<()> = self.read("backend.mode", |text| match text {
+            "tun" => Ok(()),
+            "tap" => Err(not_in_this_version("use \"tun\"")),
+            _ => Err("unknown; use \"tun\"".to_owned()),
+        });
+        let vxlan = self
+            .read("backend.type", backend_is_vxlan)
+            .unwrap_or(!implies_udp);
+        let port = self.read("backend.port", values::port);
+        let vni = self.read("backend.vni", |text| {
+            values::number(text, 0..=values::MAX_VNI, "a VNI")
+        });
+        let strict = self.switch("backend.strict");
+        if vxlan {
+            return Backend::Vxlan(VxlanBackend {
+                vni: vni.unwrap_or(1),
+                port: port.unwrap_or(8472),
+                strict,
+            });
+        }
+        for name in ["backend.vni", "backend.strict"] {
+            if let Some(setting) = self.raw.get(name) {
+                let what = setting.problem("has no effect with the udp backend");
+                self.raw.warnings.push(what);
+            }
+        }
+        Backend::Udp(UdpBackend {
+            port: port.unwrap_or(8285),
+        })
+    }
+
+    fn node(&mut self) -> Node {
+        let name = match self.raw.get("node.name") {
+            Some(_) => self
+                .read("node.name", values::node_name)
+                .unwrap_or_default(),
+            None => hostname(),
+        };
+        Node {
+            name,
+            iface: self.read("node.iface", values::underlay_interface),
+            public_ip: self.read("node.public-ip", values::public_v4),
+            public_ipv6: self.read("node.public-ipv6", values::public_v6),
+        }
+    }
+
+    fn device(&mut self, network: fdb::Network, node: &Node) -> Device {
+        let name = self
+            .read("device.name", values::device)
+            .unwrap_or_else(|| "overlay0".to_owned());
+        if node.iface.as_deref() == Some(&name) {
+            let setting = self
+                .raw
+                .get("device.name")
+                .or_else(|| self.raw.get("node.iface"));
+            if let Some(what) = setting.map(|setting| setting.problem("the device and the underlay interface are not the same thing; choose another name for the device")) {
+                self.problem(what);
+            }
+        }
+        Device {
+            name,
+            mtu: self.read("device.mtu", |text| values::mtu(text, network.v6.is_some())),
+        }
+    }
+
+    fn datapath(&mut self) -> Datapath {
+        Datapath {
+            engine: self
+                .read("datapath.engine", engine)
+                .unwrap_or(Engine::Classic),
+            queues: self.read("datapath.queues", queues).unwrap_or(1),
+            ecn: self
+                .word(
+                    "datapath.ecn",
+                    &[
+                        ("auto", Ecn::Auto),
+                        ("copy", Ecn::Copy),
+                        ("clear", Ecn::Clear),
+                    ],
+                )
+                .unwrap_or(Ecn::Auto),
+            dscp: self
+                .word(
+                    "datapath.dscp",
+                    &[("pipe", Dscp::Pipe), ("uniform", Dscp::Uniform)],
+                )
+                .unwrap_or(Dscp::Pipe),
+            df: self.read("datapath.df", df).unwrap_or(Df::Unset),
+            accept_node_source: self.switch("datapath.accept-node-source"),
+            icmp_rate: self
+                .read("datapath.icmp-rate", |text| {
+                    values::number(text, 0..=1_000_000, "errors per second")
+                })
+                .unwrap_or(1000),
+            udp6_zero_checksum: self.switch("datapath.udp6-zero-checksum"),
+        }
+    }
+
+    fn routes(&mut self) -> Vec<fdb::StaticRoute> {
+        let mut routes = Vec::new();
+        for route in std::mem::take(&mut self.raw.routes) {
+            let prefix = self.route_field(
+                &route.origin,
+                route.prefix.as_ref(),
+                "prefix",
+                values::prefix,
+            );
+            let via = self.route_field(&route.origin, route.via.as_ref(), "via", |text| {
+                let via = text.parse().map_err(|_| {
+                    "not an IP address; write a node's public IP, for example 192.0.2.11".to_owned()
+                })?;
+                values::refuse_public(via).map(|()| via)
+            });
+            if let Some((prefix, via)) = prefix.zip(via) {
+                routes.push(fdb::StaticRoute { prefix, via });
+            }
+        }
+        routes
+    }
+
+    fn route_field<T>(
+        &mut self,
+        route: &Origin,
+        setting: Option<&Setting>,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let parsed = match setting {
+            Some(setting) => parse(&setting.text).map_err(|what| setting.problem(what)),
+            None => Err(format!("{route}: [[route]] has no {key}; add it")),
+        };
+        parsed.map_err(|what| self.problem(what)).ok()
+    }
+
+    fn public_ips_outside(&mut self, network: fdb::Network, node: &Node) {
+        let v4 = node
+            .public_ip
+            .zip(network.v4)
+            .filter(|(ip, net)| net.contains(ip));
+        let v6 = node
+            .public_ipv6
+            .zip(network.v6)
+            .filter(|(ip, net)| net.contains(ip));
+        for name in v4
+            .map(|_| "node.public-ip")
+            .into_iter()
+            .chain(v6.map(|_| "node.public-ipv6"))
+        {
+            if let Some(setting) = self.raw.get(name) {
+                let what = setting.problem("lies inside the overlay network: without a longer route, packets to it enter the overlay themselves");
+                self.raw.warnings.push(what);
+            }
+        }
+    }
+}
+
+/// Equal in meaning: the same text, or the same prefix.
+fn same(ours: &str, theirs: &str) -> bool {
+    let prefix = |text: &str| text.parse::<ipnet::IpNet>().ok();
+    ours == theirs || prefix(ours).is_some_and(|ours| prefix(theirs) == Some(ours))
+}
+
+fn backend_is_vxlan(text: &str) -> Result<bool, String> {
+    match text {
+        "vxlan" => Ok(true),
+        "udp" => Ok(false),
+        "host-gw" | "ipip" | "alloc" => Err(not_in_this_version("use vxlan")),
+        _ => Err(format!(
+            "backend `{}` is not built into overlayd; use udp or vxlan",
+            text.escape_debug()
+        )),
+    }
+}
+
+fn engine(text: &str) -> Result<Engine, String> {
+    match text {
+        "auto" | "classic" => Ok(Engine::Classic),
+        "batched" | "uring" => Err(not_in_this_version("use \"classic\" or \"auto\"")),
+        _ => Err("unknown; use \"auto\" or \"classic\"".to_owned()),
+    }
+}
+
+fn queues(text: &str) -> Result<u16, String> {
+    match text {
+        "1" | "auto" => Ok(1),
+        _ if text.parse::<u16>().is_ok_and(|queues| queues > 1) => {
+            Err(not_in_this_version("use 1"))
+        }
+        _ => Err("not a number of queues; use 1 or \"auto\"".to_owned()),
+    }
+}
+
+fn df(text: &str) -> Result<Df, String> {
+    match text {
+        "unset" => Ok(Df::Unset),
+        "set" => Ok(Df::Set),
+        "inherit" => Err(not_in_this_version("use \"unset\" or \"set\"")),
+        _ => Err("unknown; use \"unset\" or \"set\"".to_owned()),
+    }
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname().map_or_else(
+        |_| "node".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
