@@ -1,3 +1,5 @@
 //! The `overlayd` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    overlayd::cli::main()
+}

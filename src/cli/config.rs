@@ -1,19 +1,18 @@
 //! `overlayd config check | example`.
 
-// stdout is this command's result.
-#![allow(clippy::print_stdout)]
+use std::path::{Path, PathBuf};
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use super::Exit;
+use crate::config::{self, Overrides};
 
-use overlayd::config::{self, EXIT_BAD_CONFIG, Overrides};
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
 
-/// A check found something (DESIGN: exit codes).
-const EXIT_CHECK_FAILED: u8 = 5;
-
-/// `overlayd config`.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
+#[derive(clap::Subcommand)]
+enum Command {
     /// Check the configuration and the lease file it names, as the daemon would read them.
     ///
     /// Exit code 0: good. 78: the configuration is bad, or the lease file can not be used. 5: the
@@ -33,22 +32,21 @@ pub(crate) enum Command {
     Example,
 }
 
-/// Does it.
-pub(crate) fn run(command: &Command) -> ExitCode {
-    match command {
+pub(super) fn main(args: Args) -> Exit {
+    match args.command {
         Command::Example => {
             print!("{}", config::example());
-            ExitCode::SUCCESS
+            Exit::Ok
         }
         Command::Check {
             config,
             json,
             overrides,
-        } => check(config.as_deref(), *json, overrides),
+        } => check(config.as_deref(), json, &overrides),
     }
 }
 
-fn check(path: Option<&std::path::Path>, json: bool, overrides: &Overrides) -> ExitCode {
+fn check(path: Option<&Path>, json: bool, overrides: &Overrides) -> Exit {
     match config::run_check(path, overrides, std::env::vars_os()) {
         Ok(report) => {
             if json {
@@ -57,9 +55,9 @@ fn check(path: Option<&std::path::Path>, json: bool, overrides: &Overrides) -> E
                 println!("{report}");
             }
             match &report.leases {
-                Ok(_) if report.is_good() => ExitCode::SUCCESS,
-                Ok(_) => ExitCode::from(EXIT_CHECK_FAILED),
-                Err(_) => ExitCode::from(EXIT_BAD_CONFIG),
+                Ok(_) if report.is_good() => Exit::Ok,
+                Ok(_) => Exit::Failed,
+                Err(_) => Exit::Config,
             }
         }
         Err(error) => {
@@ -68,7 +66,7 @@ fn check(path: Option<&std::path::Path>, json: bool, overrides: &Overrides) -> E
             } else {
                 eprintln!("{error}");
             }
-            ExitCode::from(EXIT_BAD_CONFIG)
+            Exit::Config
         }
     }
 }

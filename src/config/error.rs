@@ -5,9 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::options::Opt;
 
-/// Exit code for bad configuration (`EX_CONFIG` of sysexits.h).
-pub const EXIT_BAD_CONFIG: u8 = 78;
-
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {

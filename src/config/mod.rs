@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use check::{Report, example, run_check};
 pub(crate) use error::Quoted;
-pub use error::{ConfigError, EXIT_BAD_CONFIG, Origin, Setting};
+pub use error::{ConfigError, Origin, Setting};
 pub(crate) use netconf::field as json_field;
 pub use overrides::Overrides;
 pub(crate) use values::refuse_public;

@@ -210,7 +210,7 @@ impl Outbox {
     /// Writes new bytes with `write` and says where they lie; `None` if `write` had nothing to write.
     pub(super) fn make(&mut self, write: impl FnOnce(&mut Vec<u8>) -> bool) -> Option<Place> {
         let start = self.made.len();
-        write(&mut self.made).then(|| Place::Made(start..self.made.len()))
+        write(&mut self.made).then_some(Place::Made(start..self.made.len()))
     }
 
     /// Queues the packet in the batch's frame `index` for a peer.

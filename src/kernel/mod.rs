@@ -9,6 +9,8 @@
 //! socket stays in the namespace it was opened in, so a [`Netlink`] may be used from anywhere afterwards.
 
 mod address;
+pub mod device;
+pub mod host;
 mod link;
 mod neighbour;
 pub mod netns;

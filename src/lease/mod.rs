@@ -8,6 +8,7 @@
 
 pub mod file;
 mod parse;
+pub mod sync;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,0 +1,88 @@
+//! The commands, one file each.
+//!
+//! stdout is for results, stderr for talk. Exit codes are a contract: see [`Exit`].
+#![allow(clippy::print_stdout)] // commands print their results
+
+mod config;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All went well.
+    Ok = 0,
+    /// Something failed.
+    Error = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// The daemon cannot be reached.
+    Unreachable = 3,
+    /// The daemon forwards, but is degraded.
+    Degraded = 4,
+    /// A check or test failed.
+    Failed = 5,
+    /// The configuration is bad (EX_CONFIG of sysexits.h).
+    Config = 78,
+    /// Interrupted by SIGINT, as shells report it.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Joins hosts into one flat overlay network: packets from a TUN device, over UDP, to the node that has
+/// the lease for their destination.
+#[derive(Parser)]
+#[command(name = "overlayd", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground
+    Run(run::Args),
+    /// Show a running daemon's health, device, lease, peers and drops
+    Status(status::Args),
+    /// Check a configuration, or print an example
+    Config(config::Args),
+}
+
+/// Where the daemon listens for commands.
+#[derive(clap::Args)]
+struct Socket {
+    /// The daemon's control socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "OVERLAYD_SOCKET",
+        default_value = "/run/overlayd/overlayd.sock"
+    )]
+    socket: PathBuf,
+}
+
+/// Runs the command that was typed.
+pub fn main() -> ExitCode {
+    let exit = match Cli::parse().command {
+        Command::Run(args) => run::main(args),
+        Command::Status(args) => status::main(&args),
+        Command::Config(args) => config::main(args),
+    };
+    exit.into()
+}
+
+/// Says on stderr what went wrong, causes included.
+fn complain(error: &anyhow::Error) {
+    eprintln!("overlayd: {error:#}");
+}

@@ -1,0 +1,359 @@
+//! The composition root: from a configuration to a running node and back to nothing. The only place that
+//! matches on backend and engine.
+//!
+//! ```text
+//! main thread (tokio)                          forwarding thread
+//!   signals, lease file, control socket          classic engine
+//!        │ one at a time, in order                    ▲
+//!        ▼                                            │ load, once per batch
+//!   sync leases ──▶ tables ──▶ Snapshot ──────────────┘
+//! ```
+
+mod serve;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context, anyhow, bail};
+use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
+use fdb::{Endpoint, Snapshot};
+use ipnet::IpNet;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use sd_notify::NotifyState;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Engine, Store};
+use crate::datapath::classic::Classic;
+use crate::datapath::counters::Counters;
+use crate::datapath::inbound::Inbound;
+use crate::datapath::outbound::Outbound;
+use crate::datapath::{Forwarding, Options};
+use crate::kernel::Netlink;
+use crate::kernel::device::DeviceSpec;
+use crate::kernel::host::{Host, Site, Wanted};
+use crate::lease::Lease;
+use crate::lease::file::FileStore;
+use crate::lease::sync::{self, Ground, KnownPeers};
+use crate::observe::server::Control;
+use crate::observe::status;
+use crate::tap;
+use serve::{Accepted, Daemon, Node};
+
+use crate::underlay::{DontFragment, SocketOptions, Underlay};
+
+/// The smallest MTU that IPv6 can live with (RFC 8200 section 5), in bytes.
+const IPV6_MIN_MTU: u16 = 1280;
+
+/// Sets the log level.
+pub type SetLogLevel = Box<dyn Fn(&str)>;
+
+/// What the daemon asks of its surroundings.
+pub struct Surroundings {
+    /// Reads the configuration again, on SIGHUP.
+    pub reload: Box<dyn Fn() -> Result<Config, config::ConfigError>>,
+    /// Sets the log level.
+    pub set_log_level: SetLogLevel,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start, or the device is taken away while it runs. Everything it made is gone by then.
+pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
+    let started = Instant::now();
+    config
+        .warnings
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
+    let netlink = Netlink::open().context("cannot talk to the kernel")?;
+    let Store::File { path } = &config.store;
+    let store = FileStore::new(path);
+    // Watched before it is read, so that no change falls between.
+    let changes = store.watch().context("cannot watch the lease file")?;
+    let leases = store.load()?;
+
+    let wanted = Wanted {
+        iface: config.node.iface.clone(),
+        public: Endpoint {
+            v4: config.node.public_ip,
+            v6: config.node.public_ipv6,
+        },
+    };
+    let host = Host::read(&netlink, wanted).await?;
+    let own = sync::find_own(&leases, &host.candidates()?)
+        .with_context(|| format!("lease file {}", path.display()))?
+        .clone();
+    let site = host.site(own.endpoint())?;
+    site.warnings
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
+
+    let start = Start {
+        config,
+        surroundings,
+        netlink,
+        store,
+        changes,
+        leases,
+        own,
+        site,
+        started,
+    };
+    match start.config.backend.clone() {
+        Backend::Udp(_) => start.run(RawUdp).await,
+        Backend::Vxlan(vxlan) => {
+            let macs = OwnMacs {
+                v4: start.own.vtep_mac(Family::V4),
+                v6: start.own.vtep_mac(Family::V6),
+            };
+            start
+                .run(Vxlan {
+                    vni: vxlan.vni,
+                    macs,
+                    strict: vxlan.strict,
+                })
+                .await
+        }
+    }
+}
+
+/// Everything that is known before anything is made.
+struct Start {
+    config: Config,
+    surroundings: Surroundings,
+    netlink: Netlink,
+    store: FileStore,
+    changes: mpsc::Receiver<()>,
+    leases: Vec<Lease>,
+    own: Lease,
+    site: Site,
+    started: Instant,
+}
+
+impl Start {
+    /// Makes sockets, device, routes and thread, in this order, so that what fails most often fails before
+    /// anything is changed; then serves.
+    async fn run<E: Encapsulation>(self, encapsulation: E) -> anyhow::Result<()> {
+        let Start {
+            config,
+            surroundings,
+            netlink,
+            store,
+            changes,
+            leases,
+            own,
+            site,
+            started,
+        } = self;
+        let port = config.backend.port();
+        let underlay_mtu = u16::try_from(site.iface.mtu).unwrap_or(u16::MAX);
+        let ground = Ground {
+            network: config.network,
+            public: site.public,
+            vni: match &config.backend {
+                Backend::Vxlan(vxlan) => Some(vxlan.vni),
+                Backend::Udp(_) => None,
+            },
+            port,
+            underlay_mtu,
+            routes: config.routes.clone(),
+        };
+        let synced = sync::sync(&ground, &leases, &encapsulation, &KnownPeers::new())?;
+
+        let control = Control::bind(&config.control.socket)?;
+        let underlay =
+            match Underlay::bind(site.bound.v4, site.bound.v6, port, socket_options(&config)) {
+                Ok(underlay) => underlay,
+                Err(error) => return Err(explain_port(error, port, &netlink).await),
+            };
+        let spec = device_spec::<E>(&config, &own, &site, &synced.routed)?;
+        let queue = match config.datapath.engine {
+            Engine::Classic => tap::classic::open(&spec.name)?,
+        };
+        let link = netlink
+            .set_up_device(&spec)
+            .await
+            .context("cannot set up the device")?;
+
+        let counters = Arc::new(Counters::default());
+        let options = options(&config, &own);
+        let Accepted { tables, view } = Accepted::new(synced);
+        let snapshot = Snapshot::new(Forwarding { tables, options });
+        let stop = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        )?);
+        let engine = Classic::new(
+            queue,
+            underlay,
+            stop.clone(),
+            snapshot.reader(),
+            counters.clone(),
+            Outbound::new(port),
+            Inbound::new(encapsulation.clone(), port, spec.mtu),
+        );
+        let (thread, ended) = spawn(move || engine.run())?;
+
+        let node = Arc::new(Node {
+            name: config.node.name.clone(),
+            backend: status::Backend {
+                name: E::NAME.into(),
+                port,
+                vni: ground.vni,
+            },
+            own: own.clone(),
+            counters,
+            device: spec.clone(),
+            link,
+            iface: site.iface,
+            site_warnings: site.warnings,
+            netlink: netlink.clone(),
+            snapshot,
+            started,
+            view: Mutex::new(view),
+        });
+        let mut daemon = Daemon {
+            config,
+            surroundings,
+            store,
+            ground,
+            encapsulation,
+            spec,
+            node,
+        };
+        daemon.announce();
+        let served = daemon.serve(&control, changes, ended).await;
+
+        // Everything goes with its owner: the device with its queue, addresses and routes with the device,
+        // the control socket with `control`.
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        stop.write(1)?;
+        let forwarded = thread
+            .join()
+            .map_err(|_| anyhow!("the forwarding thread panicked"))?;
+        // A device that someone made persistent outlives its queue, but not us.
+        netlink.delete_link(&daemon.spec.name).await?;
+        tracing::info!("stopped");
+        forwarded.with_context(|| format!("the device {} is gone", daemon.spec.name))?;
+        served
+    }
+}
+
+/// A forwarding thread, and a message when it has ended.
+type Forwarder = (JoinHandle<io::Result<()>>, oneshot::Receiver<()>);
+
+fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Forwarder> {
+    let (sender, ended) = oneshot::channel::<()>();
+    let thread = thread::Builder::new()
+        .name("forward".into())
+        .spawn(move || {
+            // Dropped when the thread ends, by whatever way.
+            let _sender = sender;
+            run()
+        })?;
+    Ok((thread, ended))
+}
+
+fn socket_options(config: &Config) -> SocketOptions {
+    SocketOptions {
+        dont_fragment: match config.datapath.df {
+            Df::Unset => DontFragment::Unset,
+            Df::Set => DontFragment::Set,
+        },
+        udp6_zero_checksum: config.datapath.udp6_zero_checksum,
+    }
+}
+
+fn options(config: &Config, own: &Lease) -> Options {
+    Options {
+        overlay_v4: own.subnet.map(|net| net.network()),
+        overlay_v6: own.ipv6_subnet.map(|net| net.network()),
+        copy_ecn: match config.datapath.ecn {
+            Ecn::Auto => matches!(config.backend, Backend::Vxlan(_)),
+            Ecn::Copy => true,
+            Ecn::Clear => false,
+        },
+        copy_dscp: config.datapath.dscp == Dscp::Uniform,
+        accept_node_source: config.datapath.accept_node_source,
+        icmp_rate: config.datapath.icmp_rate,
+    }
+}
+
+/// How the device shall be. Its MTU follows the IPv4 underlay; IPv6, which has the longer outer header,
+/// gets its own on its routes.
+fn device_spec<E: Encapsulation>(
+    config: &Config,
+    own: &Lease,
+    site: &Site,
+    routed: &[IpNet],
+) -> anyhow::Result<DeviceSpec> {
+    let fits = |outer: Family| {
+        u16::try_from(site.iface.mtu)
+            .unwrap_or(u16::MAX)
+            .saturating_sub(E::overhead(outer))
+    };
+    let over_v4 = if site.public.v4.is_some() {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    let over_v6 = if site.public.v6.is_some() {
+        Family::V6
+    } else {
+        Family::V4
+    };
+    let mtu = config.device.mtu.unwrap_or(fits(over_v4));
+    let v6_mtu = mtu.min(fits(over_v6));
+    if config.network.v6.is_some() && v6_mtu < IPV6_MIN_MTU {
+        bail!(
+            "an MTU of {v6_mtu} bytes is too small for IPv6, which needs {IPV6_MIN_MTU}: raise the MTU of {} (now {}) or device.mtu, or leave out network.ipv6-network",
+            site.iface.name,
+            site.iface.mtu
+        );
+    }
+    Ok(DeviceSpec {
+        name: config.device.name.clone(),
+        mtu,
+        addresses: [
+            own.subnet.map(|net| IpAddr::V4(net.network())),
+            own.ipv6_subnet.map(|net| IpAddr::V6(net.network())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+        routes: routes(config, routed),
+        ipv6_route_mtu: Some(v6_mtu).filter(|v6| *v6 < mtu),
+    })
+}
+
+/// What leads into the device: the overlay networks, and static routes that lie outside of them.
+fn routes(config: &Config, routed: &[IpNet]) -> Vec<IpNet> {
+    let networks = [
+        config.network.v4.map(IpNet::V4),
+        config.network.v6.map(IpNet::V6),
+    ];
+    let networks = networks.into_iter().flatten();
+    let outside = |prefix: &&IpNet| !networks.clone().any(|network| network.contains(*prefix));
+    networks
+        .clone()
+        .chain(routed.iter().filter(outside).copied())
+        .collect()
+}
+
+/// A port that is taken is most often taken by a VXLAN device that flannel left behind: name it.
+async fn explain_port(error: io::Error, port: u16, netlink: &Netlink) -> anyhow::Error {
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return error.into();
+    }
+    match netlink.vxlan_on_port(port).await {
+        Ok(Some(link)) => anyhow!(
+            "UDP port {port} is taken by the kernel's VXLAN device {name}: remove it with `ip link del {name}` (a stopped flanneld leaves it behind), or set backend.port",
+            name = link.name
+        ),
+        _ => anyhow!(
+            "{error}: another process has the port: find it with `ss -ulpn sport = :{port}`, stop it, or set backend.port"
+        ),
+    }
+}

@@ -1,0 +1,378 @@
+//! The daemon while it runs: lease changes, reloads, and answers on the control socket.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::bail;
+use bytes::Bytes;
+use encap::{Encapsulation, Family};
+use fdb::Snapshot;
+use ipnet::IpNet;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Surroundings;
+use crate::config::Config;
+use crate::datapath::Forwarding;
+use crate::datapath::counters::{Counters, PeerCounters};
+use crate::kernel::device::DeviceSpec;
+use crate::kernel::{Link, Netlink, RouteSpec, preflight};
+use crate::lease::Lease;
+use crate::lease::file::FileStore;
+use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
+use crate::observe::server::Control;
+use crate::observe::status::{self, Health, Status, Warning};
+
+/// What the daemon holds while it runs.
+pub(super) struct Daemon<E> {
+    pub(super) config: Config,
+    pub(super) surroundings: Surroundings,
+    pub(super) store: FileStore,
+    pub(super) ground: Ground,
+    pub(super) encapsulation: E,
+    pub(super) spec: DeviceSpec,
+    pub(super) node: Arc<Node>,
+}
+
+/// What status answers are made from.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) backend: status::Backend,
+    pub(super) own: Lease,
+    pub(super) counters: Arc<Counters>,
+    pub(super) device: DeviceSpec,
+    pub(super) link: Link,
+    pub(super) iface: Link,
+    pub(super) site_warnings: Vec<String>,
+    pub(super) netlink: Netlink,
+    pub(super) snapshot: Snapshot<Forwarding>,
+    pub(super) started: Instant,
+    pub(super) view: Mutex<View>,
+}
+
+/// What changes with a reload.
+#[derive(Default)]
+pub(super) struct View {
+    peers: Vec<(PeerLeases, Arc<PeerCounters>)>,
+    objections: Vec<Objection>,
+    /// Why the tables may not be what the lease file says.
+    store_fault: Option<String>,
+    /// Why the settings may not be what the configuration says.
+    config_fault: Option<String>,
+}
+
+/// The outcome of a sync, parted into what the datapath reads and what people read.
+pub(super) struct Accepted {
+    pub(super) tables: fdb::Tables<Arc<PeerCounters>>,
+    pub(super) view: View,
+}
+
+impl Accepted {
+    pub(super) fn new(synced: Synced) -> Self {
+        let Synced {
+            tables,
+            peers,
+            objections,
+            ..
+        } = synced;
+        let counters = tables.peers().iter().map(|peer| peer.data.clone());
+        let peers = peers.into_iter().zip(counters).collect();
+        Accepted {
+            tables,
+            view: View {
+                peers,
+                objections,
+                ..View::default()
+            },
+        }
+    }
+}
+
+impl<E: Encapsulation> Daemon<E> {
+    /// Says that packets are being forwarded.
+    pub(super) fn announce(&self) {
+        let view = self.node.view();
+        log_objections(&view.objections, &[]);
+        tracing::info!(
+            node = self.node.name,
+            backend = E::NAME,
+            port = self.ground.port,
+            device = self.spec.name,
+            mtu = self.spec.mtu,
+            lease = %self.node.own,
+            peers = view.peers.len(),
+            "forwarding, {:.0?} after start",
+            self.node.started.elapsed()
+        );
+        if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+            tracing::warn!(%error, "cannot tell the service manager that we are ready");
+        }
+    }
+
+    /// Serves until it is told to stop, or the forwarding thread ends. All changes pass through this one
+    /// task, in order.
+    pub(super) async fn serve(
+        &mut self,
+        control: &Control,
+        mut changes: mpsc::Receiver<()>,
+        mut forwarder: oneshot::Receiver<()>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let node = self.node.clone();
+        let clients = control.serve(move |request| node.clone().answer(request));
+        tokio::pin!(clients);
+        for warning in self.node.warnings().await {
+            tracing::warn!(cure = warning.cure, "{}", warning.what);
+        }
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = &mut forwarder => return Ok(()),
+                _ = hangup.recv() => self.reload().await,
+                Some(()) = changes.recv() => self.resync().await,
+                () = &mut clients => bail!("the control socket was closed"),
+            }
+        }
+    }
+
+    /// Reads the configuration again and takes up what can change while packets flow, or nothing at all.
+    async fn reload(&mut self) {
+        let _ = NotifyState::monotonic_usec_now()
+            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
+        let fault = match (self.surroundings.reload)() {
+            Err(error) => Some(format!("the configuration was not taken up: {error}")),
+            Ok(new) => match self.config.diff_needs_restart(&new).as_slice() {
+                [] => {
+                    (self.surroundings.set_log_level)(&new.log.level);
+                    self.ground.routes.clone_from(&new.routes);
+                    self.config = new;
+                    None
+                }
+                keys => Some(format!(
+                    "the configuration was not taken up: {} changed, which needs a restart",
+                    keys.join(", ")
+                )),
+            },
+        };
+        match &fault {
+            None => tracing::info!("configuration reloaded"),
+            Some(fault) => tracing::error!("{fault}"),
+        }
+        self.node.view().config_fault = fault;
+        self.resync().await;
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    /// Reads the leases again and publishes new tables, or keeps the last good ones and says why.
+    async fn resync(&mut self) {
+        let outcome = self.store.load().map_err(|error| error.to_string());
+        let outcome = outcome.and_then(|leases| self.accept(&leases));
+        match outcome {
+            Err(fault) => {
+                let mut view = self.node.view();
+                if view.store_fault.as_ref() != Some(&fault) {
+                    tracing::error!("{fault}; the last good leases stay in force");
+                }
+                view.store_fault = Some(fault);
+            }
+            Ok(synced) => self.publish(synced).await,
+        }
+    }
+
+    fn accept(&self, leases: &[Lease]) -> Result<Synced, String> {
+        let known: KnownPeers = self
+            .node
+            .snapshot
+            .load_full()
+            .tables
+            .peers()
+            .iter()
+            .flat_map(|peer| peer.public.ips().map(|ip| (ip, peer.data.clone())))
+            .collect();
+        let synced = sync::sync(&self.ground, leases, &self.encapsulation, &known)
+            .map_err(|error| error.to_string())?;
+        let (old, new) = (&self.node.own, &synced.own);
+        if old != new {
+            return Err(format!(
+                "this node's lease changed from {old} to {new}: restart to take it"
+            ));
+        }
+        Ok(synced)
+    }
+
+    async fn publish(&mut self, synced: Synced) {
+        let fault = self
+            .route(&synced.routed)
+            .await
+            .err()
+            .map(|error| error.to_string());
+        let Accepted { tables, mut view } = Accepted::new(synced);
+        let options = super::options(&self.config, &self.node.own);
+        self.node.snapshot.publish(Forwarding { tables, options });
+        let mut current = self.node.view();
+        log_changes(&current.peers, &view.peers);
+        log_objections(&view.objections, &current.objections);
+        view.config_fault = current.config_fault.take().or(fault);
+        *current = view;
+    }
+
+    /// Leads static routes that came or went into the device or out of it.
+    async fn route(&mut self, routed: &[IpNet]) -> crate::kernel::Result<()> {
+        let wanted = super::routes(&self.config, routed);
+        let index = self.node.link.index;
+        let old = std::mem::take(&mut self.spec.routes);
+        for gone in old.iter().filter(|prefix| !wanted.contains(prefix)) {
+            self.node
+                .netlink
+                .del_route(&RouteSpec::new(*gone, index))
+                .await?;
+        }
+        for new in wanted.iter().filter(|prefix| !old.contains(prefix)) {
+            let mtu = self.spec.ipv6_route_mtu;
+            self.node.netlink.add_device_route(index, *new, mtu).await?;
+        }
+        self.spec.routes = wanted;
+        Ok(())
+    }
+}
+
+fn log_objections(objections: &[Objection], known: &[Objection]) {
+    for objection in objections
+        .iter()
+        .filter(|objection| !known.contains(objection))
+    {
+        tracing::warn!("not taken: {}: {}", objection.subject, objection.reason);
+    }
+}
+
+fn log_changes(old: &[(PeerLeases, Arc<PeerCounters>)], new: &[(PeerLeases, Arc<PeerCounters>)]) {
+    let leases = |of: &[(PeerLeases, Arc<PeerCounters>)]| -> HashSet<String> {
+        of.iter().map(|(peer, _)| peer.lease.to_string()).collect()
+    };
+    let (old, new) = (leases(old), leases(new));
+    for lease in new.difference(&old) {
+        tracing::info!("peer added or changed: {lease}");
+    }
+    for lease in old.difference(&new) {
+        tracing::info!("peer gone or changed: {lease}");
+    }
+}
+
+impl Node {
+    /// The view stays whole even if a thread died over it: it is only ever replaced.
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What on this host would eat overlay traffic, as it stands now.
+    async fn warnings(&self) -> Vec<Warning> {
+        let peers: Vec<IpAddr> = {
+            let view = self.view();
+            view.peers
+                .iter()
+                .flat_map(|(peer, _)| peer.lease.endpoint().ips())
+                .collect()
+        };
+        let subject = preflight::Subject {
+            device: &self.device.name,
+            iface: Some(&self.iface.name),
+            networks: &self.device.routes,
+            peers: &peers,
+            accept_node_source: self.snapshot.load_full().options.accept_node_source,
+        };
+        let found = preflight::check(&self.netlink, &subject).await;
+        let found = found.into_iter().map(|advice| Warning {
+            what: advice.what,
+            cure: advice.cure,
+        });
+        let site = self.site_warnings.iter().map(|what| Warning {
+            what: what.clone(),
+            cure: String::new(),
+        });
+        found.chain(site).collect()
+    }
+
+    /// The answer to one request on the control socket.
+    async fn answer(self: Arc<Self>, request: String) -> Bytes {
+        let answer = match request.as_str() {
+            "status" => serde_json::to_string(&self.status().await),
+            _ => serde_json::to_string(&serde_json::json!({
+                "error": format!("unknown request {request:?}; known: status")
+            })),
+        };
+        // Neither document has anything that JSON cannot hold.
+        let mut line = answer.unwrap_or_default();
+        line.push('\n');
+        Bytes::from(line)
+    }
+
+    async fn status(&self) -> Status {
+        let warnings = self.warnings().await;
+        let vxlan = self.backend.vni.is_some();
+        let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());
+        let view = self.view();
+        let reasons: Vec<_> = view
+            .store_fault
+            .iter()
+            .chain(&view.config_fault)
+            .cloned()
+            .collect();
+        Status {
+            version: status::VERSION,
+            state: if reasons.is_empty() {
+                Health::Ok
+            } else {
+                Health::Degraded
+            },
+            reasons,
+            warnings,
+            node: self.name.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            program_version: env!("CARGO_PKG_VERSION").into(),
+            backend: self.backend.clone(),
+            engine: "classic".into(),
+            device: status::Device {
+                name: self.device.name.clone(),
+                index: self.link.index,
+                mtu: self.device.mtu,
+                addresses: self.device.addresses.clone(),
+                underlay: self.iface.name.clone(),
+                underlay_mtu: self.iface.mtu,
+            },
+            lease: status::OwnLease {
+                subnet: self.own.subnet,
+                ipv6_subnet: self.own.ipv6_subnet,
+                public_ip: self.own.public_ip,
+                public_ipv6: self.own.public_ipv6,
+                vtep_mac: mac(&self.own),
+            },
+            peers: view
+                .peers
+                .iter()
+                .map(|(peer, counters)| status::Peer {
+                    subnet: peer.lease.subnet,
+                    ipv6_subnet: peer.lease.ipv6_subnet,
+                    also: peer.also.clone(),
+                    public_ip: peer.lease.public_ip,
+                    public_ipv6: peer.lease.public_ipv6,
+                    vtep_mac: mac(&peer.lease),
+                    sent_packets: counters.sent.packets.get(),
+                    sent_bytes: counters.sent.bytes.get(),
+                    received_packets: counters.received.packets.get(),
+                    received_bytes: counters.received.bytes.get(),
+                })
+                .collect(),
+            refused: view.objections.clone(),
+            outbound: (&*self.counters.outbound).into(),
+            inbound: (&*self.counters.inbound).into(),
+            drops: status::drops(&self.counters),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Asks a running daemon over its control socket.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// How long the daemon may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there.
+    #[error(
+        "no overlayd answers at {0}: is it running? (`overlayd run`, or give its socket with --socket)"
+    )]
+    Unreachable(PathBuf),
+    /// We may not connect.
+    #[error("no permission to ask the overlayd at {0}: run as the daemon's user (root)")]
+    Permission(PathBuf),
+    /// The connection broke or the answer makes no sense.
+    #[error("the overlayd at {path} gave no answer: {why}")]
+    Broken {
+        /// The control socket.
+        path: PathBuf,
+        /// What went wrong.
+        why: String,
+    },
+}
+
+/// The status document of the daemon behind `socket`.
+///
+/// # Errors
+/// If it cannot be reached, or answers nonsense.
+pub fn status(socket: &Path) -> Result<Value, AskError> {
+    ask(socket, "status")
+}
+
+/// Sends one request and reads its answer.
+///
+/// # Errors
+/// If the daemon cannot be reached, or answers nonsense, or with an error.
+pub fn ask(socket: &Path, request: &str) -> Result<Value, AskError> {
+    let broken = |why: String| AskError::Broken {
+        path: socket.into(),
+        why,
+    };
+    let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied => AskError::Permission(socket.into()),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Unreachable(socket.into()),
+        _ => broken(error.to_string()),
+    })?;
+    let line = exchange(stream, request).map_err(|error| broken(error.to_string()))?;
+    let answer: Value = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(error) => Err(broken(error.to_owned())),
+        None => Ok(answer),
+    }
+}
+
+fn exchange(mut stream: UnixStream, request: &str) -> io::Result<String> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
+}

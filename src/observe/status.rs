@@ -1,0 +1,386 @@
+//! The status document: what `overlayd status` shows and `--json` prints.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::datapath::DropReason;
+use crate::datapath::counters::{Counters, DirectionCounts};
+use crate::lease::sync::Objection;
+
+/// Version of the document. Fields may be added within a version, none renamed or removed.
+pub const VERSION: u32 = 1;
+
+/// Is the daemon well?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// All is as configured.
+    Ok,
+    /// It forwards, but on tables that are not what the store says now; see the reasons.
+    Degraded,
+}
+
+/// The whole document.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Health first.
+    pub state: Health,
+    /// Why it is degraded.
+    pub reasons: Vec<String>,
+    /// What would eat overlay traffic on this host, and the cure.
+    pub warnings: Vec<Warning>,
+    /// The node's name.
+    pub node: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Seconds since start.
+    pub uptime_seconds: u64,
+    /// Version of the program.
+    pub program_version: String,
+    /// Which encapsulation.
+    pub backend: Backend,
+    /// Which engine forwards.
+    pub engine: String,
+    /// The TUN device.
+    pub device: Device,
+    /// The node's own lease.
+    pub lease: OwnLease,
+    /// The other nodes.
+    pub peers: Vec<Peer>,
+    /// Leases and routes that were not taken.
+    pub refused: Vec<Objection>,
+    /// From the device to peers.
+    pub outbound: DirectionCounts,
+    /// From peers to the device.
+    pub inbound: DirectionCounts,
+    /// Drops that happened, by reason.
+    pub drops: Vec<Drop>,
+}
+
+/// Something on the host that would eat overlay traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Warning {
+    /// What was found.
+    pub what: String,
+    /// The command that mends it.
+    pub cure: String,
+}
+
+/// The encapsulation in use.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Backend {
+    /// `udp` or `vxlan`.
+    #[serde(rename = "type")]
+    pub name: String,
+    /// UDP port.
+    pub port: u16,
+    /// VXLAN network identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+}
+
+/// The TUN device.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// Its overlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The underlay interface.
+    pub underlay: String,
+    /// The underlay interface's MTU in bytes.
+    pub underlay_mtu: u32,
+}
+
+/// The node's own lease.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct OwnLease {
+    /// IPv4 subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// IPv6 subnet.
+    pub ipv6_subnet: Option<Ipv6Net>,
+    /// Underlay IPv4 address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Underlay IPv6 address.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// VTEP MAC, with the vxlan backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vtep_mac: Option<String>,
+}
+
+/// One other node.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Peer {
+    /// Its IPv4 subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// Its IPv6 subnet.
+    pub ipv6_subnet: Option<Ipv6Net>,
+    /// Further prefixes that lead to it: of a second lease, or of static routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<IpNet>,
+    /// Its underlay IPv4 address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Its underlay IPv6 address.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// Its VTEP MAC, with the vxlan backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vtep_mac: Option<String>,
+    /// Inner packets sent to it.
+    pub sent_packets: u64,
+    /// Inner bytes sent to it.
+    pub sent_bytes: u64,
+    /// Inner packets received from it.
+    pub received_packets: u64,
+    /// Inner bytes received from it.
+    pub received_bytes: u64,
+}
+
+/// One drop reason that has happened.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Drop {
+    /// `outbound` or `inbound`.
+    pub direction: String,
+    /// The reason's name.
+    pub reason: String,
+    /// How many inner packets.
+    pub packets: u64,
+    /// What it means.
+    pub meaning: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// The drops in `counters` that have happened, in the order of the checks.
+pub fn drops(counters: &Counters) -> Vec<Drop> {
+    [
+        ("outbound", &counters.outbound),
+        ("inbound", &counters.inbound),
+    ]
+    .into_iter()
+    .flat_map(|(direction, counts)| {
+        DropReason::ALL.iter().map(move |reason| Drop {
+            direction: direction.into(),
+            reason: reason.name().into(),
+            packets: counts.dropped(*reason),
+            meaning: reason.meaning().into(),
+            advice: reason.advice().into(),
+        })
+    })
+    .filter(|drop| drop.packets > 0)
+    .collect()
+}
+
+impl Peer {
+    /// All prefixes that lead to it.
+    fn prefixes(&self) -> String {
+        let also = self.also.iter().map(|prefix| format!(" {prefix}"));
+        pair(self.subnet, self.ipv6_subnet) + &also.collect::<String>()
+    }
+}
+
+impl Status {
+    /// The document for people.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_text(&mut text);
+        text
+    }
+
+    fn write_text(&self, to: &mut String) -> std::fmt::Result {
+        let health = match self.state {
+            Health::Ok => "ok",
+            Health::Degraded => "DEGRADED",
+        };
+        writeln!(
+            to,
+            "{}: {health}, up {}, overlayd {}, pid {}",
+            self.node,
+            duration(self.uptime_seconds),
+            self.program_version,
+            self.pid
+        )?;
+        for reason in &self.reasons {
+            writeln!(to, "  degraded: {reason}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(to, "  warning: {}", warning.what)?;
+            if !warning.cure.is_empty() {
+                writeln!(to, "           cure: {}", warning.cure)?;
+            }
+        }
+        let vni = self
+            .backend
+            .vni
+            .map(|vni| format!(", VNI {vni}"))
+            .unwrap_or_default();
+        writeln!(
+            to,
+            "\nbackend   {}{vni}, UDP port {}, engine {}",
+            self.backend.name, self.backend.port, self.engine
+        )?;
+        let device = &self.device;
+        writeln!(
+            to,
+            "device    {} (index {}), MTU {}, address {}",
+            device.name,
+            device.index,
+            device.mtu,
+            list(&device.addresses)
+        )?;
+        writeln!(
+            to,
+            "underlay  {}, MTU {}",
+            device.underlay, device.underlay_mtu
+        )?;
+        let lease = &self.lease;
+        writeln!(
+            to,
+            "lease     {} at {}{}",
+            pair(lease.subnet, lease.ipv6_subnet),
+            pair(lease.public_ip, lease.public_ipv6),
+            lease
+                .vtep_mac
+                .as_ref()
+                .map(|mac| format!(", VTEP MAC {mac}"))
+                .unwrap_or_default()
+        )?;
+
+        writeln!(to, "\npeers     {}", self.peers.len())?;
+        if !self.peers.is_empty() {
+            let names: Vec<_> = self.peers.iter().map(Peer::prefixes).collect();
+            let ips: Vec<_> = self
+                .peers
+                .iter()
+                .map(|p| pair(p.public_ip, p.public_ipv6))
+                .collect();
+            let width = |of: &[String], title: usize| {
+                of.iter().map(String::len).max().unwrap_or(0).max(title)
+            };
+            let (a, b) = (width(&names, 6), width(&ips, 9));
+            writeln!(
+                to,
+                "  {:a$}  {:b$}  {:>12} {:>10}  {:>12} {:>10}",
+                "subnet", "public IP", "sent packets", "bytes", "recv packets", "bytes"
+            )?;
+            for ((peer, name), ip) in self.peers.iter().zip(&names).zip(&ips) {
+                writeln!(
+                    to,
+                    "  {name:a$}  {ip:b$}  {:>12} {:>10}  {:>12} {:>10}",
+                    peer.sent_packets,
+                    bytes(peer.sent_bytes),
+                    peer.received_packets,
+                    bytes(peer.received_bytes)
+                )?;
+            }
+        }
+        if !self.refused.is_empty() {
+            writeln!(to, "\nnot taken")?;
+            for objection in &self.refused {
+                writeln!(to, "  {}: {}", objection.subject, objection.reason)?;
+            }
+        }
+
+        writeln!(
+            to,
+            "\npackets     {:>12} {:>12} {:>12} {:>12}",
+            "in", "forwarded", "dropped", "queued"
+        )?;
+        for (name, counts) in [("outbound", &self.outbound), ("inbound", &self.inbound)] {
+            writeln!(
+                to,
+                "  {name:8}  {:>12} {:>12} {:>12} {:>12}",
+                counts.packets_in, counts.forwarded, counts.dropped, counts.queued
+            )?;
+        }
+        if !self.drops.is_empty() {
+            writeln!(to, "\ndrops")?;
+            let width = self.drops.iter().map(|d| d.reason.len()).max().unwrap_or(0);
+            for drop in &self.drops {
+                writeln!(
+                    to,
+                    "  {:8}  {:width$}  {:>10}  {}\n            {:width$}              -> {}",
+                    drop.direction, drop.reason, drop.packets, drop.meaning, "", drop.advice
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(ips: &[IpAddr]) -> String {
+    let ips: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
+    ips.join(", ")
+}
+
+fn pair<A: ToString, B: ToString>(a: Option<A>, b: Option<B>) -> String {
+    match (a, b) {
+        (Some(a), Some(b)) => format!("{} {}", a.to_string(), b.to_string()),
+        (Some(a), None) => a.to_string(),
+        (None, Some(b)) => b.to_string(),
+        (None, None) => "-".into(),
+    }
+}
+
+/// A count of bytes with a binary unit.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut tenths = u128::from(count) * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_durations_read_well() {
+        let read: Vec<_> = [0, 1023, 1024, 1536, 1 << 20, 5 << 40].map(bytes).into();
+        assert_eq!(
+            read,
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 TiB"]
+        );
+        let read: Vec<_> = [0, 59, 60, 3661, 90_000].map(duration).into();
+        assert_eq!(read, ["0 s", "59 s", "1 min 0 s", "1 h 1 min", "1 d 1 h"]);
+    }
+
+    #[test]
+    fn only_drops_that_happened_are_listed() {
+        let counters = Counters::default();
+        assert!(drops(&counters).is_empty());
+        counters.inbound.drop_many(DropReason::WrongVni, 3);
+        let drops = drops(&counters);
+        assert_eq!(drops.len(), 1);
+        assert_eq!(
+            (&*drops[0].direction, &*drops[0].reason, drops[0].packets),
+            ("inbound", "wrong-vni", 3)
+        );
+    }
+}
