@@ -123,3 +123,71 @@ fn tos(packet: &[u8], family: Family) -> Option<u8> {
             .map(|h| h[0] << 4 | h[1] >> 4),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Inner, testing};
+    use proptest::prelude::*;
+
+    const ALL: [Ecn; 4] = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce];
+
+    #[test]
+    fn the_bits_are_those_of_rfc_3168() {
+        assert_eq!(ALL.map(Ecn::bits), [0b00, 0b10, 0b01, 0b11]);
+        for ecn in ALL {
+            assert_eq!(Ecn::of(ecn.bits() | 0xb8), ecn);
+            assert_eq!(encapsulate(ecn), ecn);
+        }
+    }
+
+    /// RFC 6040 figure 4, row by row; the columns in the order of `ALL`.
+    #[test]
+    fn figure_4() {
+        use Ecn::{Ce, Ect0, Ect1, NotEct};
+        let figure = [
+            (NotEct, [Some(NotEct), Some(NotEct), Some(NotEct), None]),
+            (Ect0, [Some(Ect0), Some(Ect0), Some(Ect1), Some(Ce)]),
+            (Ect1, [Some(Ect1), Some(Ect1), Some(Ect1), Some(Ce)]),
+            (Ce, [Some(Ce), Some(Ce), Some(Ce), Some(Ce)]),
+        ];
+        for (inner, row) in figure {
+            assert_eq!(
+                ALL.map(|outer| decapsulate(inner, outer)),
+                row,
+                "inner {inner:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn too_short_a_packet_is_left_alone() {
+        for (family, len) in [(Family::V4, 19), (Family::V6, 39)] {
+            let mut packet = vec![0; len];
+            set_ecn(&mut packet, family, Ecn::Ce);
+            assert!(packet.iter().all(|&byte| byte == 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn setting_it_changes_nothing_else(packet in testing::packet(40), which in 0usize..4) {
+            let before = Inner::parse_checked(&packet).unwrap();
+            let mut changed = packet.clone();
+            set_ecn(&mut changed, before.family, ALL[which]);
+            let after = Inner::parse_checked(&changed).unwrap();
+            testing::verify(&changed);
+            prop_assert_eq!(after, Inner { tos: before.tos & 0xfc | ALL[which].bits(), ..before });
+            set_tos(&mut changed, before.family, before.tos);
+            prop_assert_eq!(changed, packet);
+        }
+
+        #[test]
+        fn a_wrong_checksum_stays_wrong(tos: u8) {
+            let mut packet = testing::udp4(&[]);
+            packet[ipv4::CHECKSUM] ^= 1;
+            set_tos(&mut packet, Family::V4, tos);
+            prop_assert_eq!(Inner::parse_checked(&packet), Err(crate::Reject::BadChecksum));
+        }
+    }
+}

@@ -65,7 +65,7 @@ pub struct HeaderNotes {
 
 /// A way to carry an inner IP packet in a UDP datagram.
 ///
-/// Receiving is two calls because the contract (DESIGN.md 4.4) puts a check between them that is not ours:
+/// Receiving is two calls because the order of the receive checks puts one between them that is not ours:
 /// is the outer source a live lease? [`check_header`](Self::check_header) comes before it,
 /// [`check_link`](Self::check_link) after. The inner IP packet then starts at `HEADER_LEN`.
 pub trait Encapsulation: Clone + Send + Sync + 'static {

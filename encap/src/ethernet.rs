@@ -136,3 +136,57 @@ impl Ethernet {
         bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn mac_addresses_are_read_and_written() {
+        let mac: MacAddr = "0a:58:0A:63:0:02".parse().unwrap();
+        assert_eq!(mac, MacAddr([0x0a, 0x58, 0x0a, 0x63, 0x00, 0x02]));
+        assert_eq!(mac.to_string(), "0a:58:0a:63:00:02");
+        for bad in [
+            "",
+            "0a",
+            "0a:58:0a:63:00",
+            "0a:58:0a:63:00:02:03",
+            "0a:58:0a:63:00:",
+            "0a:58:0a:63:00:+2",
+            "0a-58-0a-63-00-02",
+            "0a:58:0a:63:00:002",
+            "0a:58:0a:63:00:0g",
+            "é:58:0a:63:00:02",
+        ] {
+            assert_eq!(bad.parse::<MacAddr>(), Err(ParseMacError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn groups() {
+        assert!(MacAddr::BROADCAST.is_broadcast() && MacAddr::BROADCAST.is_multicast());
+        let all_nodes = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
+        assert!(all_nodes.is_multicast() && !all_nodes.is_broadcast());
+        assert!(!MacAddr([0x0a, 0x58, 1, 1, 1, 1]).is_multicast());
+    }
+
+    proptest! {
+        #[test]
+        fn emit_then_parse_is_the_identity(dst: [u8; 6], src: [u8; 6], ethertype: u16, rest: [u8; 3]) {
+            let header = Ethernet { dst: MacAddr(dst), src: MacAddr(src), ethertype };
+            let bytes = [&header.emit()[..], &rest].concat();
+            prop_assert_eq!(Ethernet::parse(&bytes), Ok(header));
+            let oracle = etherparse::Ethernet2Header { destination: dst, source: src, ether_type: ethertype.into() };
+            prop_assert_eq!(header.emit(), oracle.to_bytes());
+            for len in 0..HEADER_LEN {
+                prop_assert_eq!(Ethernet::parse(&bytes[..len]), Err(Reject::Truncated));
+            }
+        }
+
+        #[test]
+        fn a_mac_survives_its_text(bytes: [u8; 6]) {
+            prop_assert_eq!(MacAddr(bytes).to_string().parse(), Ok(MacAddr(bytes)));
+        }
+    }
+}

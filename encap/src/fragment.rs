@@ -127,3 +127,128 @@ fn copied_options(options: &[u8]) -> Result<([u8; MAX_OPTIONS], usize), Reject> 
     }
     Ok((copied, len.next_multiple_of(4)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Fragment, testing};
+    use etherparse::defrag::IpDefragPool;
+    use etherparse::{IpHeaders, Ipv4Extensions, SlicedPacket};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn cut(packet: &[u8], mtu: usize) -> Result<Vec<Vec<u8>>, Reject> {
+        let mut fragments = Fragments::new(packet, &Inner::parse(packet)?, mtu)?;
+        let mut out = vec![0xee];
+        let mut pieces = Vec::new();
+        while let Some(len) = fragments.next_into(&mut out) {
+            pieces.push(out[out.len() - len..].to_vec());
+        }
+        assert_eq!(out[1..], pieces.concat());
+        Ok(pieces)
+    }
+
+    fn reassemble(pieces: &[Vec<u8>]) -> Option<Vec<u8>> {
+        let mut pool = IpDefragPool::<(), ()>::new();
+        let mut done = None;
+        for piece in pieces {
+            assert!(done.is_none(), "complete before its last piece");
+            let sliced = SlicedPacket::from_ip(piece).unwrap();
+            done = pool.process_sliced_packet(&sliced, (), ()).unwrap();
+        }
+        done.map(|whole| whole.payload)
+    }
+
+    #[test]
+    fn what_may_not_be_cut() {
+        let good = testing::udp4(&[1; 100]);
+        assert_eq!(cut(&good, 28).unwrap().len(), 14);
+        assert_eq!(
+            cut(&good, 27).map(|_| ()),
+            Err(Reject::BadHeader),
+            "no room"
+        );
+        let change = |at: usize, to: u8| {
+            let mut packet = good.clone();
+            packet[at] = to;
+            cut(&packet, 60).map(|_| ())
+        };
+        assert_eq!(change(6, 0x40), Err(Reject::BadHeader), "DF");
+        assert_eq!(
+            change(6, 0x20),
+            Err(Reject::BadHeader),
+            "108 bytes of payload, and more to follow"
+        );
+        assert_eq!(change(6, 0x1f), Ok(()), "a last fragment, near the end");
+        let mut packet = good.clone();
+        packet[6..8].copy_from_slice(&0x1fffu16.to_be_bytes());
+        assert_eq!(
+            cut(&packet, 60).map(|_| ()),
+            Err(Reject::BadHeader),
+            "past 65,535 bytes"
+        );
+        let mut v6 = vec![0x60, 0, 0, 0, 0, 0, 59, 64];
+        v6.resize(40, 0);
+        assert_eq!(cut(&v6, 1280).map(|_| ()), Err(Reject::BadVersion));
+    }
+
+    #[test]
+    fn options_without_sense_are_refused() {
+        for options in [[7, 0, 0, 0], [7, 1, 0, 0], [7, 5, 0, 0], [1, 1, 1, 7]] {
+            assert_eq!(
+                copied_options(&options),
+                Err(Reject::BadHeader),
+                "{options:?}"
+            );
+        }
+        // Record route (7) stays behind, strict source route (137) goes along.
+        let options = [1, 7, 3, 4, 137, 3, 4, 0];
+        let (copied, len) = copied_options(&options).unwrap();
+        assert_eq!(copied[..len], [137, 3, 4, 0]);
+    }
+
+    #[test]
+    fn what_fits_stays_as_it_is() {
+        let packet = testing::udp4(&[1; 100]);
+        assert_eq!(cut(&packet, 128).unwrap(), [packet]);
+    }
+
+    proptest! {
+        #[test]
+        fn reassembles(header in testing::ipv4_header(), payload in vec(any::<u8>(), 0..3000), mtu in 68usize..1600) {
+            let ip = etherparse::Ipv4Header { dont_fragment: false, ..header };
+            let ip = IpHeaders::Ipv4(ip, Ipv4Extensions::default());
+            let packet = testing::build(&ip, &testing::L4::Udp(1, 2), &payload);
+            let inner = Inner::parse(&packet).unwrap();
+            let pieces = cut(&packet, mtu).unwrap();
+            if packet.len() <= mtu {
+                prop_assert_eq!(pieces, [packet]);
+                return Ok(());
+            }
+            let whole = etherparse::Ipv4Header::from_slice(&packet).unwrap().0;
+            for (index, piece) in pieces.iter().enumerate() {
+                prop_assert!(piece.len() <= mtu);
+                let seen = Inner::parse_checked(piece).unwrap();
+                prop_assert_eq!(seen.total_len, piece.len());
+                prop_assert_eq!(seen.fragment, if index == 0 { Fragment::First } else { Fragment::Later });
+                let got = etherparse::Ipv4Header::from_slice(piece).unwrap().0;
+                if index == 0 {
+                    prop_assert_eq!(&got.options, &whole.options);
+                }
+                prop_assert_eq!(got.identification, whole.identification);
+                prop_assert_eq!((got.time_to_live, got.protocol, got.dscp, got.ecn), (whole.time_to_live, whole.protocol, whole.dscp, whole.ecn));
+                prop_assert_eq!((seen.src, seen.dst), (inner.src, inner.dst));
+            }
+            prop_assert_eq!(reassemble(&pieces).unwrap(), inner.transport(&packet));
+        }
+
+        /// A fragment that meets a smaller MTU further on: its pieces fit among those of the first cut.
+        #[test]
+        fn fragments_of_fragments_reassemble(payload in vec(any::<u8>(), 1500..4000), first in 800usize..1500, second in 68usize..700) {
+            let packet = testing::udp4(&payload);
+            let inner = Inner::parse(&packet).unwrap();
+            let pieces: Vec<Vec<u8>> = cut(&packet, first).unwrap().iter().flat_map(|piece| cut(piece, second).unwrap()).collect();
+            prop_assert_eq!(reassemble(&pieces).unwrap(), inner.transport(&packet));
+        }
+    }
+}

@@ -28,3 +28,20 @@ pub const fn is_error(message_type: u8) -> bool {
 pub const fn is_error_v6(message_type: u8) -> bool {
     message_type < 128 || message_type == 137
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_and_others() {
+        assert!([3, 4, 5, 11, 12].into_iter().all(is_error));
+        assert!(![0, 8, 9, 10, 13, 14, 42].into_iter().any(is_error));
+        assert!([1, 2, 3, 4, 100, 127, 137].into_iter().all(is_error_v6));
+        assert!(
+            ![128, 129, 133, 134, 135, 136, 138, 143]
+                .into_iter()
+                .any(is_error_v6)
+        );
+    }
+}

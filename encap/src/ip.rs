@@ -184,3 +184,161 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use etherparse::{IpHeaders, IpSlice, PacketBuilder};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_payload_length_of_zero_is_forty_bytes() {
+        let mut packet = [0; 60];
+        packet[0] = 0x60;
+        packet[6] = 59;
+        let inner = Inner::parse(&packet).unwrap();
+        assert_eq!((inner.total_len, inner.l4, inner.protocol), (40, 40, 59));
+        assert!(inner.transport(&packet).is_empty());
+        // The hop-by-hop header that a jumbogram would announce itself by is not within those.
+        packet[6] = 0;
+        assert_eq!(Inner::parse(&packet), Err(Reject::BadHeader));
+    }
+
+    #[test]
+    fn nothing_and_other_versions() {
+        assert_eq!(Inner::parse(&[]), Err(Reject::Truncated));
+        for version in (0..16).filter(|version| ![4, 6].contains(version)) {
+            let mut packet = testing::udp4(&[]);
+            packet[0] = version << 4 | 5;
+            assert_eq!(Inner::parse(&packet), Err(Reject::BadVersion));
+        }
+    }
+
+    #[test]
+    fn ipv4_fragments() {
+        let with = |flags_offset: u16| {
+            let mut packet = testing::udp4(&[0; 8]);
+            packet[6..8].copy_from_slice(&flags_offset.to_be_bytes());
+            let inner = Inner::parse(&packet).unwrap();
+            (inner.fragment, inner.dont_fragment, inner.ports(&packet))
+        };
+        assert_eq!(with(0x0000), (Fragment::None, false, Some((1000, 2000))));
+        assert_eq!(with(0x4000), (Fragment::None, true, Some((1000, 2000))));
+        assert_eq!(with(0x2000), (Fragment::First, false, Some((1000, 2000))));
+        assert_eq!(with(0x2001), (Fragment::Later, false, None));
+        assert_eq!(with(0x1fff), (Fragment::Later, false, None));
+    }
+
+    #[test]
+    fn the_header_checksum_is_verified_on_request() {
+        let mut packet = testing::udp4(b"x");
+        assert!(Inner::parse_checked(&packet).is_ok());
+        packet[8] -= 1;
+        assert!(Inner::parse(&packet).is_ok());
+        assert_eq!(Inner::parse_checked(&packet), Err(Reject::BadChecksum));
+    }
+
+    #[test]
+    fn icmp_errors() {
+        let v4 = |message_type: u8| {
+            let mut packet = Vec::new();
+            let builder = PacketBuilder::ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64);
+            builder
+                .icmpv4_raw(message_type, 0, [0; 4])
+                .write(&mut packet, &[])
+                .unwrap();
+            Inner::parse(&packet).unwrap().is_icmp_error(&packet)
+        };
+        assert!(v4(3) && v4(11) && !v4(8) && !v4(0));
+        let v6 = |message_type: u8| {
+            let mut packet = Vec::new();
+            let builder = PacketBuilder::ipv6([1; 16], [2; 16], 64);
+            builder
+                .icmpv6_raw(message_type, 0, [0; 4])
+                .write(&mut packet, &[])
+                .unwrap();
+            Inner::parse(&packet).unwrap().is_icmp_error(&packet)
+        };
+        assert!(v6(1) && v6(2) && v6(137) && !v6(128) && !v6(135));
+        // No type to read: on the safe side.
+        let mut bare = testing::udp4(&[])[..20].to_vec();
+        bare[3] = 20;
+        bare[9] = icmp::PROTOCOL;
+        assert!(Inner::parse(&bare).unwrap().is_icmp_error(&bare));
+        let udp = testing::udp4(&[3]);
+        assert!(!Inner::parse(&udp).unwrap().is_icmp_error(&udp));
+    }
+
+    /// Bytes that begin like an IP packet, so that parsing gets somewhere.
+    fn almost_ip() -> impl Strategy<Value = Vec<u8>> {
+        (
+            vec(any::<u8>(), 0..200),
+            prop_oneof![Just(0x45u8), 0x40u8..0x50, 0x60u8..0x70, any::<u8>()],
+            any::<u8>(),
+            any::<u8>(),
+        )
+            .prop_map(|(mut bytes, first, len, next)| {
+                let v6 = first >> 4 == 6;
+                if bytes.len() > 40 {
+                    bytes[0] = first;
+                    bytes[if v6 { 4 } else { 2 }] = 0;
+                    bytes[if v6 { 5 } else { 3 }] = len;
+                    bytes[if v6 { 6 } else { 9 }] =
+                        [0, 43, 44, 51, 60, 6, 17, 58][usize::from(next % 8)];
+                }
+                bytes
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_etherparse(packet in testing::packet(100), padding in 0usize..60) {
+            let mut padded = packet.clone();
+            padded.resize(packet.len() + padding, 0);
+            let inner = Inner::parse_checked(&padded).unwrap();
+            let slice = IpSlice::from_slice(&packet).unwrap();
+            prop_assert_eq!(inner.total_len, packet.len());
+            prop_assert_eq!(inner.transport(&padded), slice.payload().payload);
+            prop_assert_eq!(inner.protocol, slice.payload().ip_number.0);
+            prop_assert_eq!((inner.src, inner.dst), (slice.source_addr(), slice.destination_addr()));
+            prop_assert_eq!(inner.fragment, Fragment::None);
+            let (tos, dont_fragment) = match slice.to_header() {
+                IpHeaders::Ipv4(ip, _) => (ip.dscp.value() << 2 | ip.ecn.value(), ip.dont_fragment),
+                IpHeaders::Ipv6(ip, _) => (ip.traffic_class, true),
+            };
+            prop_assert_eq!((inner.tos, inner.dont_fragment), (tos, dont_fragment));
+            let verified = testing::verify(&packet);
+            let ports = verified.tcp.map(|tcp| (tcp.source_port, tcp.destination_port))
+                .or(verified.udp.map(|udp| (udp.source_port, udp.destination_port)));
+            prop_assert_eq!(inner.ports(&padded), ports);
+        }
+
+        #[test]
+        fn cut_at_any_length_is_refused(packet in testing::packet(30)) {
+            for len in 0..packet.len() {
+                prop_assert_eq!(Inner::parse(&packet[..len]), Err(Reject::Truncated));
+            }
+        }
+
+        /// Whatever the bytes: no panic, here or in anything that takes the result, and what is accepted is in bounds.
+        #[test]
+        fn arbitrary_bytes(bytes in almost_ip(), mtu in 0usize..120, out in Just(Vec::new())) {
+            if let Ok(inner) = Inner::parse(&bytes) {
+                prop_assert!(inner.l4 <= inner.total_len && inner.total_len <= bytes.len());
+                let _ = (inner.ports(&bytes), inner.is_icmp_error(&bytes), crate::flow::hash(&bytes, &inner));
+                let _ = (crate::segment::l4_checksum_state(&bytes, &inner), crate::segment::looks_unfinished(&bytes, &inner));
+                let mut copy = bytes.clone();
+                crate::segment::complete_checksum(&mut copy, &inner);
+                let mut out = out;
+                if let Ok(mut segments) = crate::Segments::for_mtu(&bytes, &inner, mtu) {
+                    while segments.next_into(&mut out).is_some() {}
+                }
+                if let Ok(mut fragments) = crate::Fragments::new(&bytes, &inner, mtu) {
+                    while fragments.next_into(&mut out).is_some() {}
+                }
+            }
+        }
+    }
+}

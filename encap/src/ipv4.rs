@@ -129,3 +129,104 @@ pub fn fill_checksum(header: &mut [u8]) {
         header[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use proptest::prelude::*;
+
+    /// A header with everything consistent for `total_len` bytes.
+    fn header() -> impl Strategy<Value = Ipv4> {
+        (
+            5u8..=15,
+            any::<[u8; 4]>(),
+            any::<[u16; 3]>(),
+            any::<[u32; 2]>(),
+            0u16..40,
+        )
+            .prop_map(
+                |(
+                    words,
+                    [tos, flags, ttl, protocol],
+                    [id, offset, checksum],
+                    [src, dst],
+                    payload,
+                )| Ipv4 {
+                    header_len: words * 4,
+                    tos,
+                    total_len: u16::from(words) * 4 + payload,
+                    id,
+                    flags: flags >> 5,
+                    offset: offset >> 3,
+                    ttl,
+                    protocol,
+                    checksum,
+                    src: src.into(),
+                    dst: dst.into(),
+                },
+            )
+    }
+
+    fn bytes(header: &Ipv4) -> Vec<u8> {
+        let mut bytes = header.emit().to_vec();
+        bytes.resize(
+            usize::from(header.total_len).max(usize::from(header.header_len)),
+            0,
+        );
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn emit_then_parse_is_the_identity(header in header(), padding in 0usize..30) {
+            let mut packet = bytes(&header);
+            packet.resize(packet.len() + padding, 0);
+            prop_assert_eq!(Ipv4::parse(&packet), Ok(header));
+            for len in 0..usize::from(header.total_len) {
+                prop_assert_eq!(Ipv4::parse(&packet[..len]), Err(Reject::Truncated));
+            }
+        }
+
+        #[test]
+        fn lengths_that_disagree_are_refused(header in header(), short in 0u16..20, words in 0u8..5) {
+            let mut packet = bytes(&header);
+            packet[0] = 0x40 | words;
+            prop_assert_eq!(Ipv4::parse(&packet), Err(Reject::BadHeader));
+            let packet = bytes(&Ipv4 { total_len: short, ..header });
+            prop_assert_eq!(Ipv4::parse(&packet), Err(Reject::BadHeader));
+            let packet = bytes(&Ipv4 { header_len: 60, total_len: 59, ..header });
+            prop_assert_eq!(Ipv4::parse(&packet), Err(Reject::BadHeader));
+        }
+
+        #[test]
+        fn other_versions_are_refused(header in header(), version in 0u8..16) {
+            prop_assume!(version != 4);
+            let mut packet = bytes(&header);
+            packet[0] = packet[0] & 0x0f | version << 4;
+            prop_assert_eq!(Ipv4::parse(&packet), Err(Reject::BadVersion));
+        }
+
+        #[test]
+        fn reads_and_checksums_as_etherparse_does(oracle in testing::ipv4_header(), fragment: u16, more: bool, protocol: u8) {
+            let mut oracle = oracle;
+            oracle.fragment_offset = (fragment >> 3).try_into().unwrap();
+            oracle.more_fragments = more;
+            oracle.protocol = protocol.into();
+            oracle.set_payload_len(0).unwrap();
+            oracle.header_checksum = oracle.calc_header_checksum();
+            let expected = oracle.to_bytes();
+            let ip = Ipv4::parse(&expected).unwrap();
+            prop_assert_eq!(&ip.emit()[..], &expected[..20]);
+            prop_assert_eq!((ip.src.octets(), ip.dst.octets()), (oracle.source, oracle.destination));
+            prop_assert_eq!((ip.offset, ip.flags & MF != 0, ip.flags & DF != 0), (fragment >> 3, more, oracle.dont_fragment));
+            prop_assert_eq!((ip.ttl, ip.protocol, ip.id), (oracle.time_to_live, protocol, oracle.identification));
+            prop_assert_eq!((ip.tos >> 2, ip.tos & 3), (oracle.dscp.value(), oracle.ecn.value()));
+
+            let mut filled = expected.to_vec();
+            filled[CHECKSUM] ^= 0x55;
+            fill_checksum(&mut filled);
+            prop_assert_eq!(&filled[..], &expected[..]);
+        }
+    }
+}

@@ -177,3 +177,142 @@ pub fn walk(packet: &[u8], next_header: u8) -> Result<Upper, Reject> {
     }
     Err(Reject::BadHeader)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use proptest::prelude::*;
+
+    /// An IPv6 packet of these next headers, each 8 bytes long, ending in UDP.
+    fn chain(kinds: &[u8]) -> Vec<u8> {
+        let following = kinds.iter().skip(1).copied().chain([17]);
+        let extensions: Vec<u8> = following
+            .flat_map(|next| [next, 0, 0, 0, 0, 0, 0, 0])
+            .take(kinds.len() * 8)
+            .collect();
+        let header = Ipv6 {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: u16::try_from(extensions.len() + 8).unwrap(),
+            next_header: kinds.first().copied().unwrap_or(17),
+            hop_limit: 64,
+            src: Ipv6Addr::LOCALHOST,
+            dst: Ipv6Addr::LOCALHOST,
+        };
+        [&header.emit()[..], &extensions, &[0; 8]].concat()
+    }
+
+    fn walked(packet: &[u8]) -> Result<Upper, Reject> {
+        walk(packet, Ipv6::parse(packet).unwrap().next_header)
+    }
+
+    #[test]
+    fn the_walk_has_a_bound() {
+        let upper = walked(&chain(&[DESTINATION; MAX_EXTENSIONS])).unwrap();
+        assert_eq!(
+            (upper.protocol, upper.offset),
+            (17, 40 + 8 * MAX_EXTENSIONS)
+        );
+        assert_eq!(
+            walked(&chain(&[DESTINATION; MAX_EXTENSIONS + 1])),
+            Err(Reject::BadHeader)
+        );
+    }
+
+    #[test]
+    fn fragments() {
+        let with = |offset_more: u16| {
+            let mut packet = chain(&[HOP_BY_HOP, FRAGMENT, DESTINATION]);
+            packet[50..52].copy_from_slice(&offset_more.to_be_bytes());
+            walked(&packet).unwrap()
+        };
+        // An atomic fragment and a first one have the whole chain, a later one has payload instead.
+        assert_eq!(
+            with(0),
+            Upper {
+                protocol: 17,
+                offset: 64,
+                fragment: Fragment::None,
+                source_routed: false
+            }
+        );
+        assert_eq!(
+            with(1),
+            Upper {
+                protocol: 17,
+                offset: 64,
+                fragment: Fragment::First,
+                source_routed: false
+            }
+        );
+        for offset_more in [8, 9, 0xfff8] {
+            let later = Upper {
+                protocol: DESTINATION,
+                offset: 56,
+                fragment: Fragment::Later,
+                source_routed: false,
+            };
+            assert_eq!(with(offset_more), later);
+        }
+    }
+
+    #[test]
+    fn a_routing_header_with_stations_left() {
+        let mut packet = chain(&[ROUTING]);
+        assert!(!walked(&packet).unwrap().source_routed);
+        packet[43] = 1;
+        assert!(walked(&packet).unwrap().source_routed);
+    }
+
+    #[test]
+    fn the_walk_stops_at_what_it_does_not_know() {
+        for kind in [50, 59, 58, 135, 253] {
+            assert_eq!(walked(&chain(&[kind])).unwrap().protocol, kind);
+        }
+    }
+
+    #[test]
+    fn a_chain_cut_short_is_refused() {
+        let packet = chain(&[HOP_BY_HOP, DESTINATION]);
+        for len in 40..56 {
+            assert_eq!(
+                walk(&packet[..len], HOP_BY_HOP),
+                Err(Reject::BadHeader),
+                "{len}"
+            );
+        }
+        let mut packet = chain(&[DESTINATION]);
+        packet[41] = 255;
+        assert_eq!(walked(&packet), Err(Reject::BadHeader));
+    }
+
+    proptest! {
+        #[test]
+        fn emit_then_parse_is_the_identity(
+            traffic_class: u8, flow_label in 0u32..1 << 20, payload_len in 0u16..50, next_header: u8, hop_limit: u8,
+            src: u128, dst: u128, padding in 0usize..9,
+        ) {
+            let header = Ipv6 {
+                traffic_class, flow_label, payload_len, next_header, hop_limit, src: src.into(), dst: dst.into(),
+            };
+            let mut packet = header.emit().to_vec();
+            packet.resize(40 + usize::from(payload_len) + padding, 0);
+            prop_assert_eq!(Ipv6::parse(&packet), Ok(header));
+            for len in 0..40 + usize::from(payload_len) {
+                prop_assert_eq!(Ipv6::parse(&packet[..len]), Err(Reject::Truncated));
+            }
+            packet[0] = packet[0] & 0x0f | 0x40;
+            prop_assert_eq!(Ipv6::parse(&packet), Err(Reject::BadVersion));
+        }
+
+        #[test]
+        fn reads_what_etherparse_writes(oracle in testing::ipv6_header()) {
+            let expected = oracle.to_bytes();
+            let ip = Ipv6::parse(&expected).unwrap();
+            prop_assert_eq!(ip.emit(), expected);
+            prop_assert_eq!((ip.traffic_class, ip.flow_label), (oracle.traffic_class, oracle.flow_label.value()));
+            prop_assert_eq!((ip.src, ip.dst), (oracle.source_addr(), oracle.destination_addr()));
+        }
+    }
+}

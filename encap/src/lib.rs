@@ -7,7 +7,8 @@
 //!                 encapsulation.rs, raw.rs, vxlan.rs,       ip.rs (ipv4.rs, ipv6.rs, icmp.rs,
 //!                 ethernet.rs                               tcp.rs, udp.rs), ecn.rs, flow.rs
 //!  then         checksum.rs    sums, and changes to them
-//!               segment.rs     superpackets cut to size, unfinished checksums finished
+//!               transport.rs   the state of a transport checksum, an unfinished one finished
+//!               segment.rs     superpackets cut to size
 //!               fragment.rs    IPv4 packets cut to size
 //! ```
 //!
@@ -30,6 +31,9 @@ pub mod raw;
 pub mod reject;
 pub mod segment;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
+pub mod transport;
 pub mod udp;
 pub mod vxlan;
 
@@ -40,5 +44,6 @@ pub use fragment::Fragments;
 pub use ip::{Family, Fragment, Inner};
 pub use raw::RawUdp;
 pub use reject::Reject;
-pub use segment::{L4Checksum, Segments};
+pub use segment::Segments;
+pub use transport::L4Checksum;
 pub use vxlan::{OwnMacs, Vxlan};

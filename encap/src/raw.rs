@@ -42,3 +42,36 @@ impl Encapsulation for RawUdp {
         Family::of_packet(datagram)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_packet() {
+        let peer = MacAddr([1; 6]);
+        assert!(
+            RawUdp.header(Family::V4, peer).is_empty()
+                && RawUdp.header(Family::V6, peer).is_empty()
+        );
+        assert_eq!(
+            (RawUdp::overhead(Family::V4), RawUdp::overhead(Family::V6)),
+            (28, 48)
+        );
+    }
+
+    #[test]
+    fn receive_checks() {
+        for len in 0..20 {
+            assert_eq!(
+                RawUdp.check_header(&[0x45; 20][..len]),
+                Err(Reject::Truncated)
+            );
+        }
+        assert_eq!(RawUdp.check_header(&[0x45; 20]), Ok(HeaderNotes::default()));
+        assert_eq!(RawUdp.check_link(&[0x45; 20]), Ok(Family::V4));
+        assert_eq!(RawUdp.check_link(&[0x60; 40]), Ok(Family::V6));
+        assert_eq!(RawUdp.check_link(&[0x00; 40]), Err(Reject::BadVersion));
+        assert_eq!(RawUdp.check_link(&[]), Err(Reject::Truncated));
+    }
+}

@@ -1,121 +1,17 @@
-//! Superpackets cut to wire size, and unfinished transport checksums finished.
+//! Superpackets cut to wire size.
 //!
-//! Where the kernel hands packets from one local interface to another it postpones two jobs to a network card that
-//! never comes: cutting TCP or UDP data into packets (TSO, USO) and computing the transport checksum. Such a packet
-//! carries the sum of its pseudo-header in the checksum field, uncomplemented, for the card to complete
-//! (`CHECKSUM_PARTIAL`, include/linux/skbuff.h). What a card would have done is done here.
+//! Where the kernel hands TCP or UDP data from one local interface to another it leaves the cutting to a network card
+//! that never comes (TSO, USO), as it does the transport checksum. What the card would have done is done here and in
+//! `transport.rs`.
 
-use crate::checksum::{self, pseudo_header};
+use crate::checksum::pseudo_header;
 use crate::ipv4::{self, Ipv4};
 use crate::ipv6::{self, Ipv6};
 use crate::tcp::{self, Tcp};
 use crate::udp::{self, Udp};
 use crate::{Family, Fragment, Inner, Reject};
 
-/// The state of a packet's transport checksum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum L4Checksum {
-    /// It verifies.
-    Valid,
-    /// It holds the sum of the pseudo-header for the packet's whole length, and does not verify.
-    Unfinished,
-    /// There is none that we could judge: not TCP or UDP, a fragment, UDP over IPv4 without one, or IPv6 on its
-    /// way through a routing header.
-    Absent,
-    /// It is wrong, or the transport header makes no sense. UDP over IPv6 must not go without one, so 0 is wrong there.
-    Bad,
-}
-
-/// The bytes that a transport checksum covers, and where in them its field is.
-struct Covered {
-    len: usize,
-    field: usize,
-}
-
-/// `None` if there is no TCP or UDP checksum of ours to judge, `Some(Err)` if the header makes no sense.
-fn covered(packet: &[u8], inner: &Inner) -> Option<Result<Covered, Reject>> {
-    if inner.fragment != Fragment::None || inner.source_routed {
-        return None;
-    }
-    let transport = inner.transport(packet);
-    match inner.protocol {
-        tcp::PROTOCOL => Some(Tcp::parse(transport).map(|_| Covered {
-            len: transport.len(),
-            field: tcp::CHECKSUM,
-        })),
-        // UDP has a length of its own, and IP may carry more than that.
-        udp::PROTOCOL => Some(Udp::parse(transport).map(|udp| Covered {
-            len: usize::from(udp.len),
-            field: udp::CHECKSUM,
-        })),
-        _ => None,
-    }
-}
-
-fn field(transport: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([transport[at], transport[at + 1]])
-}
-
-/// What state is the transport checksum in? Takes one pass over the payload.
-#[must_use]
-pub fn l4_checksum_state(packet: &[u8], inner: &Inner) -> L4Checksum {
-    let covered = match covered(packet, inner) {
-        None => return L4Checksum::Absent,
-        Some(Err(_)) => return L4Checksum::Bad,
-        Some(Ok(covered)) => covered,
-    };
-    let transport = &inner.transport(packet)[..covered.len];
-    let found = field(transport, covered.field);
-    if inner.protocol == udp::PROTOCOL && found == 0 {
-        return if inner.family == Family::V4 {
-            L4Checksum::Absent
-        } else {
-            L4Checksum::Bad
-        };
-    }
-    let pseudo = pseudo_header(inner, covered.len);
-    if checksum::add(pseudo, checksum::sum(transport)) == 0xffff {
-        L4Checksum::Valid
-    } else if found == pseudo {
-        L4Checksum::Unfinished
-    } else {
-        L4Checksum::Bad
-    }
-}
-
-/// Does the checksum field hold the sum of the pseudo-header? A cheap first test, without a pass over the payload;
-/// of finished checksums one in 65,536 looks so, too, and [`l4_checksum_state`] tells them apart.
-#[must_use]
-pub fn looks_unfinished(packet: &[u8], inner: &Inner) -> bool {
-    match covered(packet, inner) {
-        Some(Ok(covered)) => {
-            field(inner.transport(packet), covered.field) == pseudo_header(inner, covered.len)
-        }
-        _ => false,
-    }
-}
-
-/// Computes the transport checksum and writes it, whatever stood there before. Does nothing where
-/// [`l4_checksum_state`] finds no checksum of ours or no sense in the header.
-///
-/// A UDP checksum that comes out as 0 is sent as 0xffff, because 0 means that there is none (RFC 768).
-pub fn complete_checksum(packet: &mut [u8], inner: &Inner) {
-    if let Some(Ok(covered)) = covered(packet, inner) {
-        let pseudo = pseudo_header(inner, covered.len);
-        let transport = &mut packet[inner.l4..inner.l4 + covered.len];
-        fill(transport, covered.field, pseudo, inner.protocol);
-    }
-}
-
-/// Writes the checksum of `transport` and its pseudo-header into its field.
-fn fill(transport: &mut [u8], field: usize, pseudo: u16, protocol: u8) {
-    transport[field..field + 2].fill(0);
-    let sum = match !checksum::add(pseudo, checksum::sum(transport)) {
-        0 if protocol == udp::PROTOCOL => 0xffff,
-        sum => sum,
-    };
-    transport[field..field + 2].copy_from_slice(&sum.to_be_bytes());
-}
+pub use crate::transport::{L4Checksum, complete_checksum, l4_checksum_state, looks_unfinished};
 
 /// The length in bytes of all headers of a TCP or UDP packet: what each of its segments repeats.
 ///
@@ -263,7 +159,7 @@ impl<'a> Segments<'a> {
             Transport::Tcp(_) => tcp::CHECKSUM,
             Transport::Udp(_) => udp::CHECKSUM,
         };
-        fill(transport, field, pseudo, self.inner.protocol);
+        crate::transport::fill(transport, field, pseudo, self.inner.protocol);
         self.done += payload.len();
         self.index = self.index.wrapping_add(1);
         Some(out.len() - start)
@@ -333,4 +229,223 @@ impl<'a> Segments<'a> {
 fn len16(len: usize) -> u16 {
     debug_assert!(len <= usize::from(u16::MAX));
     u16::try_from(len).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, L4, Verified};
+    use etherparse::{IpHeaders, Ipv4Extensions, Ipv4Header, TcpHeader};
+    use proptest::prelude::*;
+
+    fn tcp4(tcp: TcpHeader, payload: &[u8]) -> Vec<u8> {
+        let ip = Ipv4Header {
+            identification: 0xffff,
+            source: [10, 244, 1, 2],
+            destination: [10, 244, 2, 2],
+            ..Default::default()
+        };
+        testing::build(
+            &IpHeaders::Ipv4(ip, Ipv4Extensions::default()),
+            &L4::Tcp(Box::new(tcp)),
+            payload,
+        )
+    }
+
+    fn cut(packet: &[u8], size: usize) -> Result<Vec<Vec<u8>>, Reject> {
+        let inner = Inner::parse(packet)?;
+        let mut segments = Segments::new(packet, &inner, size)?;
+        let (count, header_len) = (segments.count(), segments.header_len());
+        // Appended behind what is there, which stays.
+        let mut out = vec![0xee; 3];
+        let mut pieces = Vec::new();
+        while let Some(len) = segments.next_into(&mut out) {
+            pieces.push(out[out.len() - len..].to_vec());
+        }
+        assert_eq!(out[3..], pieces.concat());
+        assert_eq!(out[..3], [0xee; 3]);
+        assert_eq!(pieces.len(), count);
+        assert!(pieces.iter().all(|piece| piece.len() <= header_len + size));
+        assert_eq!(segments.next_into(&mut out), None);
+        Ok(pieces)
+    }
+
+    #[test]
+    fn a_superpacket_packet_by_packet() {
+        let mut tcp = TcpHeader::new(1, 2, u32::MAX - 1, 512);
+        (tcp.fin, tcp.psh, tcp.cwr, tcp.ack, tcp.ece) = (true, true, true, true, true);
+        let pieces = cut(&tcp4(tcp.clone(), b"abcdefgh"), 3).unwrap();
+        let seen: Vec<Verified> = pieces.iter().map(|piece| testing::verify(piece)).collect();
+        let expected: [(&[u8], u32, u16, [bool; 3]); 3] = [
+            (b"abc", u32::MAX - 1, 0xffff, [true, false, false]),
+            (b"def", 1, 0, [false, false, false]),
+            (b"gh", 4, 1, [false, true, true]),
+        ];
+        for (seen, (payload, seq, id, [cwr, fin, psh])) in seen.iter().zip(expected) {
+            let (IpHeaders::Ipv4(ip, _), Some(got)) = (&seen.ip, &seen.tcp) else {
+                panic!("not TCP over IPv4")
+            };
+            assert_eq!((seen.payload.as_slice(), ip.identification), (payload, id));
+            let want = TcpHeader {
+                sequence_number: seq,
+                cwr,
+                fin,
+                psh,
+                checksum: got.checksum,
+                ..tcp.clone()
+            };
+            assert_eq!(*got, want);
+        }
+    }
+
+    #[test]
+    fn an_urgent_pointer_moves_along() {
+        let mut tcp = TcpHeader::new(1, 2, 100, 512);
+        (tcp.urg, tcp.urgent_pointer) = (true, 5);
+        let pieces = cut(&tcp4(tcp, b"abcdefghi"), 3).unwrap();
+        let seen: Vec<_> = pieces
+            .iter()
+            .filter_map(|p| testing::verify(p).tcp)
+            .map(|t| (t.urg, t.urgent_pointer))
+            .collect();
+        assert_eq!(seen, [(true, 5), (true, 2), (false, 0)]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let size = 4;
+        let good = tcp4(TcpHeader::new(1, 2, 3, 4), b"payload");
+        let change = |at: usize, to: u8| {
+            let mut packet = good.clone();
+            packet[at] = to;
+            cut(&packet, size).map(|_| ())
+        };
+        assert_eq!(cut(&good, 0).map(|_| ()), Err(Reject::BadHeader));
+        assert_eq!(change(9, 1), Err(Reject::BadHeader), "ICMP");
+        assert_eq!(change(6, 0x20), Err(Reject::BadHeader), "first fragment");
+        assert_eq!(change(7, 0x01), Err(Reject::BadHeader), "later fragment");
+        assert_eq!(change(32, 0x40), Err(Reject::BadHeader), "data offset 4");
+        assert_eq!(
+            change(32, 0x70),
+            Err(Reject::Truncated),
+            "data offset past the end"
+        );
+        assert_eq!(change(33, 0x02), Err(Reject::BadHeader), "SYN");
+        assert_eq!(change(33, 0x04), Err(Reject::BadHeader), "RST");
+        // A SYN that fits is no superpacket.
+        let mut syn = good.clone();
+        syn[33] = 0x02;
+        assert_eq!(cut(&syn, 7).unwrap().len(), 1);
+
+        let udp = testing::udp4(b"payload");
+        for len in [0, 7, 14, 16] {
+            let mut packet = udp.clone();
+            packet[25] = len;
+            assert!(cut(&packet, size).is_err(), "UDP length {len}");
+        }
+        assert_eq!(cut(&udp, size).unwrap().len(), 2);
+        let routed = testing::source_routed(b"payload");
+        assert_eq!(
+            cut(&routed, size).map(|_| ()),
+            Err(Reject::BadHeader),
+            "stations left"
+        );
+    }
+
+    #[test]
+    fn sizes_for_an_mtu() {
+        let packet = tcp4(TcpHeader::new(1, 2, 3, 4), &[0; 3000]);
+        let inner = Inner::parse(&packet).unwrap();
+        let mut segments = Segments::for_mtu(&packet, &inner, 1450).unwrap();
+        let mut out = Vec::new();
+        let lens: Vec<usize> = std::iter::from_fn(|| segments.next_into(&mut out)).collect();
+        assert_eq!(lens, [1450, 1450, 220]);
+        assert_eq!(header_len(&packet, &inner), Ok(40));
+        assert_eq!(
+            Segments::for_mtu(&packet, &inner, 40).map(|_| ()),
+            Err(Reject::BadHeader)
+        );
+    }
+
+    #[test]
+    fn the_longest_packet() {
+        let packet = tcp4(TcpHeader::new(1, 2, 3, 4), &[0xab; 65495]);
+        assert_eq!(packet.len(), 65535);
+        let pieces = cut(&packet, 1398).unwrap();
+        assert_eq!(pieces.len(), 47);
+        assert_eq!(
+            pieces
+                .iter()
+                .map(|piece| testing::verify(piece).payload.len())
+                .sum::<usize>(),
+            65495
+        );
+    }
+
+    proptest! {
+
+        /// Split superpackets re-assemble to the same payload, and etherparse finds every length and checksum right.
+        #[test]
+        fn split_reassembles(packet in testing::packet(5000), size in 1usize..2000, unfinished: bool, padding in 0usize..9) {
+            let whole = testing::verify(&packet);
+            let inner = Inner::parse(&packet).unwrap();
+            let mut input = packet.clone();
+            if unfinished {
+                testing::unfinish(&mut input, &inner);
+            }
+            input.resize(packet.len() + padding, 0xcc);
+            let pieces = cut(&input, size).unwrap();
+            prop_assert_eq!(pieces.len(), whole.payload.len().div_ceil(size).max(1));
+
+            let mut payload = Vec::new();
+            let last = pieces.len() - 1;
+            for (index, piece) in pieces.iter().enumerate() {
+                let seen = testing::verify(piece);
+                match (&seen.ip, &whole.ip) {
+                    (IpHeaders::Ipv4(got, _), IpHeaders::Ipv4(want, _)) => {
+                        let identification = want.identification.wrapping_add(u16::try_from(index).unwrap());
+                        let want = Ipv4Header {
+                            identification, total_len: got.total_len, header_checksum: got.header_checksum, ..want.clone()
+                        };
+                        prop_assert_eq!(got, &want);
+                    }
+                    (IpHeaders::Ipv6(got, got_extensions), IpHeaders::Ipv6(want, extensions)) => {
+                        let want = etherparse::Ipv6Header { payload_length: got.payload_length, ..want.clone() };
+                        prop_assert_eq!((got, got_extensions), (&want, extensions));
+                    }
+                    _ => prop_assert!(false, "the family changed"),
+                }
+                match (seen.tcp, &whole.tcp) {
+                    (Some(got), Some(want)) => {
+                        let done = u32::try_from(payload.len()).unwrap();
+                        let want = TcpHeader {
+                            sequence_number: want.sequence_number.wrapping_add(done),
+                            fin: want.fin && index == last,
+                            psh: want.psh && index == last,
+                            cwr: want.cwr && index == 0,
+                            // Tested by itself.
+                            urg: got.urg,
+                            urgent_pointer: got.urgent_pointer,
+                            checksum: got.checksum,
+                            ..want.clone()
+                        };
+                        prop_assert_eq!(got, want);
+                    }
+                    (None, None) => {
+                        let ports = |udp: &etherparse::UdpHeader| (udp.source_port, udp.destination_port);
+                        prop_assert_eq!(seen.udp.as_ref().map(ports), whole.udp.as_ref().map(ports));
+                    }
+                    _ => prop_assert!(false, "the protocol changed"),
+                }
+                payload.extend(seen.payload);
+            }
+            prop_assert_eq!(payload, whole.payload);
+        }
+
+        /// What is not cut stays as it was.
+        #[test]
+        fn one_segment_is_the_packet_itself(packet in testing::packet(100)) {
+            prop_assert_eq!(cut(&packet, 100).unwrap(), [packet]);
+        }
+    }
 }

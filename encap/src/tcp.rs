@@ -107,3 +107,53 @@ impl Tcp {
         h
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_data_offset_below_five_is_refused() {
+        let mut bytes = [0; 20];
+        for words in 0..5 {
+            bytes[12] = words << 4;
+            assert_eq!(Tcp::parse(&bytes), Err(Reject::BadHeader));
+        }
+    }
+
+    proptest! {
+        /// Over all twelve bits of flags, the reserved ones too: those must survive.
+        #[test]
+        fn emit_then_parse_is_the_identity(
+            ports: [u16; 2], numbers: [u32; 2], words in 5u8..=15, flags in 0u16..0x1000, rest: [u16; 3],
+        ) {
+            let header = Tcp {
+                src: ports[0], dst: ports[1], seq: numbers[0], ack: numbers[1], header_len: words * 4,
+                flags, window: rest[0], checksum: rest[1], urgent: rest[2],
+            };
+            let mut bytes = header.emit().to_vec();
+            bytes.resize(usize::from(header.header_len), 0);
+            prop_assert_eq!(Tcp::parse(&bytes), Ok(header));
+            for len in 0..bytes.len() {
+                prop_assert_eq!(Tcp::parse(&bytes[..len]), Err(Reject::Truncated));
+            }
+        }
+
+        #[test]
+        fn reads_what_etherparse_writes(oracle in testing::tcp_header(), syn: bool, rst: bool, checksum: u16) {
+            let oracle = etherparse::TcpHeader { syn, rst, checksum, ..oracle };
+            let bytes = oracle.to_bytes();
+            let tcp = Tcp::parse(&bytes).unwrap();
+            prop_assert_eq!(&tcp.emit()[..], &bytes[..20]);
+            prop_assert_eq!(usize::from(tcp.header_len), bytes.len());
+            prop_assert_eq!((tcp.src, tcp.dst), (oracle.source_port, oracle.destination_port));
+            prop_assert_eq!((tcp.seq, tcp.ack), (oracle.sequence_number, oracle.acknowledgment_number));
+            prop_assert_eq!((tcp.window, tcp.checksum, tcp.urgent), (oracle.window_size, checksum, oracle.urgent_pointer));
+            for (bit, set) in [(FIN, oracle.fin), (SYN, syn), (RST, rst), (PSH, oracle.psh), (URG, oracle.urg), (CWR, oracle.cwr)] {
+                prop_assert_eq!(tcp.flags & bit != 0, set);
+            }
+        }
+    }
+}

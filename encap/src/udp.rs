@@ -62,3 +62,30 @@ impl Udp {
         [s, t, d, e, l, m, c, k]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn emit_then_parse_is_the_identity(src: u16, dst: u16, checksum: u16, payload in 0u16..100, spare in 0usize..9) {
+            let header = Udp { src, dst, len: 8 + payload, checksum };
+            let mut bytes = header.emit().to_vec();
+            bytes.resize(usize::from(header.len) + spare, 0);
+            prop_assert_eq!(Udp::parse(&bytes), Ok(header));
+            let oracle = etherparse::UdpHeader { source_port: src, destination_port: dst, length: 8 + payload, checksum };
+            prop_assert_eq!(header.emit(), oracle.to_bytes());
+            for len in 0..usize::from(header.len) {
+                prop_assert_eq!(Udp::parse(&bytes[..len]), Err(Reject::Truncated));
+            }
+        }
+
+        #[test]
+        fn a_length_below_the_header_is_refused(len in 0u16..8) {
+            let bytes = Udp { src: 1, dst: 2, len, checksum: 0 }.emit();
+            prop_assert_eq!(Udp::parse(&bytes), Err(Reject::BadHeader));
+        }
+    }
+}

@@ -157,3 +157,196 @@ impl Encapsulation for Vxlan {
         Ok(family)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OURS: OwnMacs = OwnMacs {
+        v4: MacAddr([0x0a, 0x58, 10, 99, 0, 1]),
+        v6: MacAddr([0x0a, 0x58, 0xfd, 0x99, 0, 1]),
+    };
+    const PEER: MacAddr = MacAddr([0x0a, 0x58, 10, 99, 0, 2]);
+    const VXLAN: Vxlan = Vxlan {
+        vni: 0x12_3456,
+        macs: OURS,
+        strict: false,
+    };
+
+    /// What the peer sends us.
+    fn datagram(dst: MacAddr, src: MacAddr, ethertype: u16, first: u8) -> Vec<u8> {
+        let ethernet = Ethernet {
+            dst,
+            src,
+            ethertype,
+        }
+        .emit();
+        [&emit(VXLAN.vni)[..], &ethernet, &[first; 20]].concat()
+    }
+
+    #[test]
+    fn the_header_byte_by_byte() {
+        let header = VXLAN.header(Family::V6, PEER);
+        let expected = [
+            0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0, // VXLAN
+            0x0a, 0x58, 10, 99, 0, 2, // to the peer
+            0x0a, 0x58, 0xfd, 0x99, 0, 1, // from our address for IPv6
+            0x86, 0xdd,
+        ];
+        assert_eq!(header.as_slice(), expected);
+        let header = VXLAN.header(Family::V4, PEER);
+        assert_eq!(
+            header.as_slice()[14..],
+            [0x0a, 0x58, 10, 99, 0, 1, 0x08, 0x00]
+        );
+        assert_eq!(
+            (Vxlan::overhead(Family::V4), Vxlan::overhead(Family::V6)),
+            (50, 70)
+        );
+    }
+
+    #[test]
+    fn what_we_send_the_peer_accepts() {
+        let peer = Vxlan {
+            macs: OwnMacs { v4: PEER, v6: PEER },
+            strict: true,
+            ..VXLAN
+        };
+        for (family, first) in [(Family::V4, 0x45), (Family::V6, 0x60)] {
+            let datagram = [VXLAN.header(family, PEER).as_slice(), &[first; 40]].concat();
+            assert_eq!(
+                peer.check_header(&datagram),
+                Ok(HeaderNotes {
+                    reserved_bits: false
+                })
+            );
+            assert_eq!(peer.check_link(&datagram), Ok(family));
+        }
+    }
+
+    #[test]
+    fn the_header_checks_in_their_order() {
+        let good = datagram(OURS.v4, PEER, ethernet::IPV4, 0x45);
+        let strict = Vxlan {
+            strict: true,
+            ..VXLAN
+        };
+        for len in 0..INNER {
+            assert_eq!(VXLAN.check_header(&good[..len]), Err(Reject::Truncated));
+        }
+        // Everything wrong at once; then one thing after the other put right.
+        let mut bad = good.clone();
+        bad[0] = 0x80;
+        bad[6] = 0;
+        assert_eq!(strict.check_header(&bad), Err(Reject::VxlanFlag));
+        bad[0] = 0x88;
+        assert_eq!(strict.check_header(&bad), Err(Reject::ReservedBits));
+        assert_eq!(VXLAN.check_header(&bad), Err(Reject::WrongVni));
+        bad[6] = 0x56;
+        assert_eq!(
+            VXLAN.check_header(&bad),
+            Ok(HeaderNotes {
+                reserved_bits: true
+            })
+        );
+        bad[0] = 0x08;
+        assert_eq!(
+            strict.check_header(&bad),
+            Ok(HeaderNotes {
+                reserved_bits: false
+            })
+        );
+    }
+
+    #[test]
+    fn every_reserved_bit_is_noted() {
+        for bit in (0..64).filter(|bit| *bit != 4 && !(32..56).contains(bit)) {
+            let mut bytes = datagram(OURS.v4, PEER, ethernet::IPV4, 0x45);
+            bytes[bit / 8] |= 0x80 >> (bit % 8);
+            assert_eq!(
+                VXLAN.check_header(&bytes),
+                Ok(HeaderNotes {
+                    reserved_bits: true
+                }),
+                "bit {bit}"
+            );
+            assert_eq!(
+                Vxlan {
+                    strict: true,
+                    ..VXLAN
+                }
+                .check_header(&bytes),
+                Err(Reject::ReservedBits),
+                "bit {bit}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_link_checks_each_with_its_reason() {
+        let group = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
+        let other = MacAddr([0x0a, 0x58, 10, 99, 0, 3]);
+        let broadcast = MacAddr::BROADCAST;
+        let cases = [
+            (OURS.v4, PEER, ethernet::IPV4, 0x45, Ok(Family::V4)),
+            (OURS.v6, PEER, ethernet::IPV4, 0x45, Ok(Family::V4)),
+            (OURS.v4, PEER, ethernet::IPV6, 0x60, Ok(Family::V6)),
+            (OURS.v6, PEER, ethernet::IPV6, 0x60, Ok(Family::V6)),
+            (broadcast, PEER, ethernet::ARP, 0, Err(Reject::Arp)),
+            (OURS.v4, PEER, ethernet::ARP, 0, Err(Reject::Arp)),
+            (
+                broadcast,
+                PEER,
+                ethernet::IPV4,
+                0x45,
+                Err(Reject::Broadcast),
+            ),
+            (group, PEER, ethernet::IPV6, 0x60, Err(Reject::Multicast)),
+            (other, PEER, ethernet::IPV4, 0x45, Err(Reject::WrongMac)),
+            (other, OURS.v4, ethernet::IPV4, 0x45, Err(Reject::WrongMac)),
+            (other, PEER, ethernet::VLAN, 0, Err(Reject::WrongMac)),
+            (OURS.v4, OURS.v4, ethernet::IPV4, 0x45, Err(Reject::OwnMac)),
+            (OURS.v4, OURS.v6, ethernet::IPV4, 0x45, Err(Reject::OwnMac)),
+            (OURS.v4, PEER, ethernet::VLAN, 0, Err(Reject::VlanTag)),
+            (
+                OURS.v4,
+                PEER,
+                ethernet::VLAN_SERVICE,
+                0,
+                Err(Reject::VlanTag),
+            ),
+            (OURS.v4, PEER, 0x88cc, 0, Err(Reject::EtherType)),
+            (OURS.v4, PEER, ethernet::IPV4, 0x60, Err(Reject::BadVersion)),
+            (OURS.v4, PEER, ethernet::IPV6, 0x45, Err(Reject::BadVersion)),
+            (OURS.v4, PEER, ethernet::IPV4, 0x00, Err(Reject::BadVersion)),
+        ];
+        for (dst, src, ethertype, first, expected) in cases {
+            let found = VXLAN.check_link(&datagram(dst, src, ethertype, first));
+            assert_eq!(
+                found, expected,
+                "{src} to {dst}, {ethertype:#06x}, {first:#04x}"
+            );
+        }
+        let good = datagram(OURS.v4, PEER, ethernet::IPV4, 0x45);
+        for len in 0..=INNER {
+            assert_eq!(
+                VXLAN.check_link(&good[..len]),
+                Err(Reject::Truncated),
+                "{len}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn emit_then_parse_is_the_identity(vni in 0..=MAX_VNI) {
+            prop_assert_eq!(parse(&emit(vni)), Ok((vni, HeaderNotes { reserved_bits: false })));
+        }
+
+        #[test]
+        fn arbitrary_bytes(bytes: Vec<u8>) {
+            let _ = (parse(&bytes), VXLAN.check_header(&bytes), VXLAN.check_link(&bytes));
+        }
+    }
+}
