@@ -1,12 +1,47 @@
 //! overlayd: a userspace packet-switching overlay on TUN.
+//!
+//! The modules stand in the order in which a packet meets them. Out, from a pod to a pod on another node:
+//!
+//! ```text
+//!  pod eth0 ─▶ veth ─▶ cni0 ─▶ kernel: route 10.244.0.0/16 dev overlay0
+//!                                   │
+//!   [tap]        1  a queue of the TUN device: one read, one IP packet
+//!   [datapath]   2  outbound: which node holds the destination? does the packet fit?
+//!                   [fdb::Tables] destination ─▶ NextHop      no lease, too big ─▶ hairpin: ICMP ─▶ tap
+//!   [underlay]   3  UDP to the peer's public IP, the NextHop's finished header in front
+//!                                   │
+//!              kernel: UDP ─▶ eth0 ─▶ the underlay
+//! ```
+//!
+//! And in:
+//!
+//! ```text
+//!              the underlay ─▶ eth0 ─▶ kernel: UDP port 8472 or 8285
+//!                                   │
+//!   [underlay]   3  one receive, one datagram, with its outer source and ToS
+//!   [datapath]   2  inbound: the receive checks; step over the header; ECN; finish checksums; split
+//!                   [fdb::Tables] outer source ─▶ peer, inner source ─▶ the same peer?
+//!   [tap]        1  a write, and the packet enters the kernel as if it came over a wire
+//!                                   │
+//!              kernel: route 10.244.1.0/24 dev cni0 ─▶ veth ─▶ pod eth0
+//! ```
+//!
+//! Around the path stand the control plane, which runs on tokio, and what serves people:
+//!
+//! - [`config`], [`lease`], [`kernel`]: what shall be, who holds which subnet, and the host's links, addresses
+//!   and routes; [`daemon`] puts it all together;
+//! - [`observe`]: status and the control socket; [`cli`]: the commands; [`sys`]: the only unsafe code.
+
+pub mod tap;
+
+pub mod datapath;
+
+pub mod underlay;
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod datapath;
 pub mod kernel;
 pub mod lease;
 pub mod observe;
 pub mod sys;
-pub mod tap;
-pub mod underlay;

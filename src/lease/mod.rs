@@ -4,7 +4,8 @@
 //! etcd (flannel `pkg/lease/lease.go`, `LeaseAttrs`), plus the subnet that etcd keeps in the key.
 //!
 //! - [`parse()`]: a JSON array of leases, and back
-//! - [`file`]: the store that keeps them in a file, and watches it
+//! - [`mod@file`]: the store that keeps them in a file, and watches it
+//! - [`sync`]: from leases to the tables that the datapath reads
 
 pub mod file;
 mod parse;

@@ -300,3 +300,199 @@ impl fmt::Display for Lease {
         write!(f, "{} at {}", prefixes.join(" "), self.endpoint())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use encap::{MacAddr, OwnMacs, RawUdp, Vxlan};
+    use fdb::{Network, Route};
+
+    use super::*;
+
+    const LEASES: &str = r#"[
+      {"Subnet": "10.244.1.0/24", "IPv6Subnet": "fd00:10:0:1::/64", "PublicIP": "10.99.0.1", "PublicIPv6": "fd99::1"},
+      {"Subnet": "10.244.2.0/24", "IPv6Subnet": "fd00:10:0:2::/64", "PublicIP": "10.99.0.2", "PublicIPv6": "fd99::2",
+       "BackendData": {"VNI": 1, "VtepMAC": "0e:00:00:00:00:04"}, "BackendV6Data": {"VNI": 1, "VtepMAC": "0e:00:00:00:00:06"}},
+      {"Subnet": "10.244.3.0/24", "IPv6Subnet": "fd00:10:0:3::/64", "PublicIP": "10.99.0.3"},
+      {"Subnet": "10.244.4.0/24", "PublicIPv6": "fd99::4"}
+    ]"#;
+
+    fn ground(public: Endpoint) -> Ground {
+        Ground {
+            network: Network {
+                v4: Some("10.244.0.0/16".parse().unwrap()),
+                v6: Some("fd00:10::/48".parse().unwrap()),
+            },
+            public,
+            vni: Some(1),
+            port: 8472,
+            underlay_mtu: 1500,
+            routes: Vec::new(),
+        }
+    }
+
+    fn dual() -> Endpoint {
+        Endpoint {
+            v4: "10.99.0.1".parse().ok(),
+            v6: "fd99::1".parse().ok(),
+        }
+    }
+
+    fn vxlan() -> Vxlan {
+        let mac = MacAddr([0x0a, 0x58, 10, 99, 0, 1]);
+        Vxlan {
+            vni: 1,
+            macs: OwnMacs { v4: mac, v6: mac },
+            strict: false,
+        }
+    }
+
+    fn synced(ground: &Ground, json: &str) -> Synced {
+        let leases = crate::lease::parse(json.as_bytes()).unwrap();
+        sync(ground, &leases, &vxlan(), &KnownPeers::new()).unwrap()
+    }
+
+    /// The next hop toward `dst`: outer destination and MTU.
+    fn hop(tables: &fdb::Tables<Arc<PeerCounters>>, dst: &str) -> (String, u16) {
+        match tables.route(dst.parse().unwrap()) {
+            Route::Peer(hop) => (hop.to.to_string(), hop.mtu),
+            other => panic!("{dst}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_family_travels_over_its_own_underlay_or_over_the_shared_one() {
+        let tables = synced(&ground(dual()), LEASES).tables;
+        assert_eq!(hop(&tables, "10.244.2.9"), ("10.99.0.2:8472".into(), 1450));
+        assert_eq!(
+            hop(&tables, "fd00:10:0:2::9"),
+            ("[fd99::2]:8472".into(), 1430)
+        );
+        assert_eq!(
+            hop(&tables, "fd00:10:0:3::9"),
+            ("10.99.0.3:8472".into(), 1450)
+        );
+        assert_eq!(hop(&tables, "10.244.4.9"), ("[fd99::4]:8472".into(), 1430));
+        assert_eq!(tables.route("10.244.1.9".parse().unwrap()), Route::Local);
+        assert_eq!(tables.route("10.244.9.9".parse().unwrap()), Route::None);
+    }
+
+    #[test]
+    fn a_peer_of_the_other_family_is_reported_and_unreachable() {
+        let only_v4 = Endpoint {
+            v4: dual().v4,
+            v6: None,
+        };
+        let synced = synced(&ground(only_v4), LEASES);
+        assert_eq!(
+            synced.tables.route("10.244.4.9".parse().unwrap()),
+            Route::None
+        );
+        let [objection] = &synced.objections[..] else {
+            panic!("{:?}", synced.objections)
+        };
+        assert!(objection.reason.contains("10.244.4.0/24"), "{objection:?}");
+    }
+
+    #[test]
+    fn each_family_has_its_vtep_mac_in_the_header() {
+        let tables = synced(&ground(dual()), LEASES).tables;
+        for (dst, mac) in [("10.244.2.9", 4), ("fd00:10:0:2::9", 6)] {
+            let Route::Peer(hop) = tables.route(dst.parse().unwrap()) else {
+                panic!("{dst}")
+            };
+            assert_eq!(hop.header.as_slice()[8..14], [0x0e, 0, 0, 0, 0, mac]);
+        }
+    }
+
+    #[test]
+    fn other_backends_vnis_and_second_leases_of_ours_are_reported_and_left_out() {
+        let json = r#"[
+          {"Subnet": "10.244.1.0/24", "PublicIP": "10.99.0.1"},
+          {"Subnet": "10.244.2.0/24", "PublicIP": "10.99.0.2", "BackendType": "udp"},
+          {"Subnet": "10.244.3.0/24", "PublicIP": "10.99.0.3", "BackendData": {"VNI": 7}},
+          {"Subnet": "10.244.4.0/24", "PublicIP": "10.99.0.1"},
+          {"Subnet": "10.244.5.0/24", "PublicIP": "10.99.0.5", "BackendType": "vxlan"}
+        ]"#;
+        let synced = synced(&ground(dual()), json);
+        let reasons: Vec<_> = synced.objections.iter().map(|o| &*o.reason).collect();
+        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert!(reasons[0].contains("backend `udp`"));
+        assert!(reasons[1].contains("VNI 7"));
+        assert!(reasons[2].contains("second lease"));
+        assert_eq!(synced.tables.peers().len(), 1);
+    }
+
+    #[test]
+    fn our_own_lease_must_be_there_and_usable() {
+        let leases = |json: &str| crate::lease::parse(json.as_bytes()).unwrap();
+        let sync_of = |json: &str| {
+            sync(&ground(dual()), &leases(json), &vxlan(), &KnownPeers::new())
+                .err()
+                .unwrap()
+        };
+        let missing = sync_of(r#"[{"Subnet": "10.244.2.0/24", "PublicIP": "10.99.0.2"}]"#);
+        assert!(missing.to_string().contains("10.99.0.1"), "{missing}");
+        let outside = sync_of(r#"[{"Subnet": "10.1.2.0/24", "PublicIP": "10.99.0.1"}]"#);
+        assert!(matches!(outside, NoOwnLease::Unusable { .. }), "{outside}");
+        let foreign = sync_of(
+            r#"[{"Subnet": "10.244.1.0/24", "PublicIP": "10.99.0.1", "BackendType": "host-gw"}]"#,
+        );
+        assert!(foreign.to_string().contains("host-gw"), "{foreign}");
+    }
+
+    #[test]
+    fn peers_keep_their_counters_over_a_change_of_subnet_or_mac() {
+        let first = synced(&ground(dual()), LEASES);
+        first.tables.peers()[0].data.sent.count(100);
+        let known: KnownPeers = first.tables.peers()[0]
+            .public
+            .ips()
+            .map(|ip| (ip, first.tables.peers()[0].data.clone()))
+            .collect();
+        let json = r#"[
+          {"Subnet": "10.244.1.0/24", "PublicIP": "10.99.0.1"},
+          {"Subnet": "10.244.3.0/24", "PublicIP": "10.99.0.3"},
+          {"Subnet": "10.244.8.0/24", "PublicIP": "10.99.0.2"}
+        ]"#;
+        let leases = crate::lease::parse(json.as_bytes()).unwrap();
+        let second = sync(&ground(dual()), &leases, &vxlan(), &known).unwrap();
+        let sent: Vec<_> = second
+            .tables
+            .peers()
+            .iter()
+            .map(|peer| peer.data.sent.packets.get())
+            .collect();
+        assert_eq!(sent, [0, 1]);
+    }
+
+    #[test]
+    fn static_routes_lead_to_a_node_or_to_ourselves() {
+        let mut ground = ground(dual());
+        let route = |prefix: &str, via: &str| StaticRoute {
+            prefix: prefix.parse().unwrap(),
+            via: via.parse().unwrap(),
+        };
+        ground.routes = vec![
+            route("192.0.2.0/24", "10.99.0.2"),
+            route("198.51.100.0/24", "10.99.0.1"),
+            route("203.0.113.0/24", "10.99.0.77"),
+        ];
+        let leases = crate::lease::parse(LEASES.as_bytes()).unwrap();
+        let synced = sync(&ground, &leases, &RawUdp, &KnownPeers::new());
+        let synced = synced.unwrap();
+        assert_eq!(
+            hop(&synced.tables, "192.0.2.1"),
+            ("10.99.0.2:8472".into(), 1472)
+        );
+        assert_eq!(
+            synced.tables.route("198.51.100.1".parse().unwrap()),
+            Route::Local
+        );
+        assert_eq!(
+            synced.tables.route("203.0.113.1".parse().unwrap()),
+            Route::None
+        );
+        assert_eq!(synced.routed, ["192.0.2.0/24".parse::<IpNet>().unwrap()]);
+        assert_eq!(synced.objections.len(), 1);
+    }
+}
