@@ -97,3 +97,122 @@ impl<T> Reader<T> {
         self.cache.load()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread::{self, ThreadId};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_sees_what_was_published() {
+        let snapshot = Snapshot::new(1);
+        let mut reader = snapshot.reader();
+        assert_eq!(**reader.load(), 1);
+        let held = Arc::clone(reader.load());
+        snapshot.clone().publish(2);
+        assert_eq!(*held, 1, "a table in use does not change");
+        assert_eq!(**reader.load(), 2);
+        assert_eq!(*snapshot.load_full(), 2);
+        assert_eq!(**snapshot.reader().load(), 2);
+    }
+
+    /// A table whose parts must agree: one that is half old, half new would show.
+    fn table(version: usize) -> Vec<usize> {
+        vec![version; 256]
+    }
+
+    #[test]
+    fn readers_see_whole_tables_in_order_while_a_publisher_swaps() {
+        const VERSIONS: usize = 20_000;
+        let snapshot: Snapshot<Vec<usize>> = Snapshot::new(table(0));
+        let done = AtomicBool::new(false);
+        let start = Barrier::new(4);
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..3)
+                .map(|_| {
+                    let mut reader = snapshot.reader();
+                    let (done, start) = (&done, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        let mut last = 0;
+                        // Whether it ends is read first, so that one load follows the last publish.
+                        loop {
+                            let end = done.load(Ordering::Acquire);
+                            let table = reader.load();
+                            let version = table[0];
+                            assert!(table.iter().all(|part| *part == version), "torn table");
+                            assert!(version >= last, "went back from {last} to {version}");
+                            last = version;
+                            if end {
+                                return last;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            start.wait();
+            for version in 1..=VERSIONS {
+                snapshot.publish(table(version));
+            }
+            done.store(true, Ordering::Release);
+            for reader in readers {
+                assert_eq!(reader.join().unwrap(), VERSIONS);
+            }
+        });
+    }
+
+    #[test]
+    fn neither_side_waits_for_the_other() {
+        // A reader that never comes back to load does not keep the publisher from its work, and a
+        // publisher that holds its own lock does not keep a reader from loading. Each would hang
+        // here, not merely be slow.
+        let snapshot = Snapshot::new(0);
+        let mut asleep = snapshot.reader();
+        let held = Arc::clone(asleep.load());
+        for version in 1..=1_000 {
+            snapshot.publish(version);
+        }
+        assert_eq!(*held, 0);
+        let locked = snapshot.shared.retired.lock().unwrap();
+        assert_eq!(**asleep.load(), 1_000);
+        assert_eq!(**snapshot.reader().load(), 1_000);
+        drop(locked);
+    }
+
+    /// Notes which thread freed it.
+    struct Freed(Arc<Mutex<Vec<ThreadId>>>);
+
+    impl Drop for Freed {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push(thread::current().id());
+        }
+    }
+
+    #[test]
+    fn tables_are_freed_by_the_publisher_and_not_kept() {
+        let freed = Arc::new(Mutex::new(Vec::new()));
+        let snapshot = Snapshot::new(Freed(Arc::clone(&freed)));
+        let mut reader = snapshot.reader();
+        for round in 1..=10 {
+            snapshot.publish(Freed(Arc::clone(&freed)));
+            // The reader lets go of its old table after the publisher did, on a thread of its own.
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    reader.load();
+                });
+            });
+            // All but the one just replaced, which the reader held until now.
+            assert_eq!(freed.lock().unwrap().len(), round - 1);
+        }
+        assert!(
+            freed
+                .lock()
+                .unwrap()
+                .iter()
+                .all(|thread| *thread == thread::current().id())
+        );
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Exit;
+use super::{Exit, say};
 use crate::config::{self, Overrides};
 
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ enum Command {
 pub(super) fn main(args: Args) -> Exit {
     match args.command {
         Command::Example => {
-            print!("{}", config::example());
+            say(config::example().trim_end());
             Exit::Ok
         }
         Command::Check {
@@ -50,9 +50,9 @@ fn check(path: Option<&Path>, json: bool, overrides: &Overrides) -> Exit {
     match config::run_check(path, overrides, std::env::vars_os()) {
         Ok(report) => {
             if json {
-                println!("{:#}", report.to_json());
+                say(format_args!("{:#}", report.to_json()));
             } else {
-                println!("{report}");
+                say(&report);
             }
             match &report.leases {
                 Ok(_) if report.is_good() => Exit::Ok,
@@ -62,7 +62,7 @@ fn check(path: Option<&Path>, json: bool, overrides: &Overrides) -> Exit {
         }
         Err(error) => {
             if json {
-                println!("{:#}", error.to_json());
+                say(format_args!("{:#}", error.to_json()));
             } else {
                 eprintln!("{error}");
             }

@@ -1,6 +1,6 @@
 //! `overlayd status`: asks a running daemon how it is.
 
-use super::{Exit, Socket};
+use super::{Exit, Socket, say};
 use crate::observe::client::{self, AskError};
 use crate::observe::status::Status;
 
@@ -26,10 +26,10 @@ pub(super) fn main(args: &Args) -> Exit {
     };
     let degraded = answer["state"] == "degraded";
     if args.json {
-        println!("{answer:#}");
+        say(format_args!("{answer:#}"));
     } else {
         match serde_json::from_value::<Status>(answer) {
-            Ok(status) => print!("{}", status.to_text()),
+            Ok(status) => say(status.to_text().trim_end()),
             Err(error) => {
                 eprintln!(
                     "overlayd: the daemon's status has a form that this version does not know ({error}): ask with --json"

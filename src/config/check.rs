@@ -157,7 +157,7 @@ impl Report {
 impl ConfigError {
     /// The same shape as [`Report::to_json`], with `ok` false and the problems.
     pub fn to_json(&self) -> Value {
-        json!({"version": JSON_VERSION, "ok": false, "problems": self.problems(), "warnings": []})
+        json!({"version": JSON_VERSION, "ok": false, "problems": self.problems(), "warnings": self.warnings()})
     }
 }
 
@@ -226,10 +226,11 @@ pub fn example() -> String {
     for (section, heading) in SECTIONS {
         // Writing to a String can not fail.
         let _ = write!(out, "\n# {heading}\n[{section}]\n");
-        for opt in OPTIONS
-            .iter()
-            .filter(|opt| opt.section == *section && opt.later.is_none())
-        {
+        let ready = |opt: &&Opt| opt.section == *section && opt.later.is_none();
+        for (index, opt) in OPTIONS.iter().filter(ready).enumerate() {
+            if index > 0 {
+                out.push('\n');
+            }
             example_line(&mut out, opt);
         }
     }
@@ -259,7 +260,7 @@ fn example_line(out: &mut String, opt: &Opt) {
     } else {
         "# "
     };
-    let _ = writeln!(out, "{comment}{} = {}\n", opt.key, opt.example);
+    let _ = writeln!(out, "{comment}{} = {}", opt.key, opt.example);
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {

@@ -85,7 +85,14 @@ impl Setting {
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = Quoted(&self.text);
+        // Numbers and truth values as they stand in the file.
+        let bare = self.text.len() < 20 && self.text.bytes().all(|b| b.is_ascii_alphanumeric());
+        let bare = bare && (self.text.parse::<u64>().is_ok() || self.text.parse::<bool>().is_ok());
+        let value = if bare {
+            self.text.clone()
+        } else {
+            Quoted(&self.text).to_string()
+        };
         match &self.origin {
             Origin::Flag => write!(f, "--{} {value}", self.flag),
             Origin::Env(name) => write!(f, "{name}={value}"),
@@ -108,16 +115,19 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// All that is wrong with a configuration. Prints one problem per line: where, what, what to do.
+/// All that is wrong with a configuration. Prints one problem per line: where, what, what to do;
+/// then the warnings, which may tell why (a misspelt variable, say).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     pub(crate) problems: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl ConfigError {
     pub(crate) fn one(problem: impl Into<String>) -> Self {
         ConfigError {
             problems: vec![problem.into()],
+            warnings: Vec::new(),
         }
     }
 
@@ -125,11 +135,19 @@ impl ConfigError {
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
+
+    /// Oddities met on the way.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
+        f.write_str(&self.problems.join("\n"))?;
+        self.warnings
+            .iter()
+            .try_for_each(|warning| write!(f, "\nwarning: {warning}"))
     }
 }
 

@@ -18,6 +18,8 @@ pub mod options;
 mod overrides;
 mod raw;
 mod resolve;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::ffi::OsString;

@@ -121,8 +121,13 @@ impl RawConfig {
             raw: self,
             path,
             text,
+            problems: Vec::new(),
         };
         file.root(root.get_ref());
+        let mut problems = file.problems;
+        problems.sort();
+        self.problems
+            .extend(problems.into_iter().map(|(_, text)| text));
         Ok(())
     }
 }
@@ -164,6 +169,8 @@ struct FileReader<'a> {
     raw: &'a mut RawConfig,
     path: &'a Path,
     text: &'a str,
+    /// With the offset of each: the table's order is the alphabet's, a person's is the file's.
+    problems: Vec<(usize, String)>,
 }
 
 impl FileReader<'_> {
@@ -172,8 +179,8 @@ impl FileReader<'_> {
     }
 
     fn problem<T>(&mut self, spanned: &Spanned<T>, what: impl std::fmt::Display) {
-        let place = self.at(spanned);
-        self.raw.problems.push(format!("{}: {what}", place));
+        let text = format!("{}: {what}", self.at(spanned));
+        self.problems.push((spanned.span().start, text));
     }
 
     fn root(&mut self, root: &DeTable<'_>) {

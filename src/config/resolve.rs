@@ -64,7 +64,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn text(path: &Path, bytes: &[u8]) -> Result<String, ConfigError> {
+pub(crate) fn text(path: &Path, bytes: &[u8]) -> Result<String, ConfigError> {
     std::str::from_utf8(bytes)
         .map(str::to_owned)
         .map_err(|error| {
@@ -81,7 +81,7 @@ fn text(path: &Path, bytes: &[u8]) -> Result<String, ConfigError> {
 }
 
 /// `file` gives default paths their directory; `missing` says that it was not there.
-fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Config, ConfigError> {
+pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Config, ConfigError> {
     let mut r = Resolver { raw };
     let implies_udp = r.net_conf();
     let network = r.network(file, missing);
@@ -124,7 +124,7 @@ fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Config, ConfigE
         warnings, problems, ..
     } = r.raw;
     if !problems.is_empty() {
-        return Err(ConfigError { problems });
+        return Err(ConfigError { problems, warnings });
     }
     Ok(Config {
         network,
@@ -370,7 +370,7 @@ impl Resolver {
             accept_node_source: self.switch("datapath.accept-node-source"),
             icmp_rate: self
                 .read("datapath.icmp-rate", |text| {
-                    values::number(text, 0..=1_000_000, "errors per second")
+                    values::number(text, 0..=1_000_000, "a rate")
                 })
                 .unwrap_or(1000),
             udp6_zero_checksum: self.switch("datapath.udp6-zero-checksum"),
@@ -445,7 +445,7 @@ fn backend_is_vxlan(text: &str) -> Result<bool, String> {
     match text {
         "vxlan" => Ok(true),
         "udp" => Ok(false),
-        "host-gw" | "ipip" | "alloc" => Err(not_in_this_version("use vxlan")),
+        "host-gw" | "ipip" | "ipsec" | "alloc" => Err(not_in_this_version("use vxlan")),
         _ => Err(format!(
             "backend `{}` is not built into overlayd; use udp or vxlan",
             text.escape_debug()

@@ -172,7 +172,7 @@ pub(crate) fn port(text: &str) -> Checked<u16> {
 
 /// The device's MTU.
 pub(crate) fn mtu(text: &str, ipv6: bool) -> Checked<u16> {
-    let mtu = number(text, MIN_MTU..=u16::MAX, "bytes")?;
+    let mtu = number(text, MIN_MTU..=u16::MAX, "an MTU")?;
     if ipv6 && mtu < MIN_MTU_V6 {
         return Err(format!(
             "too small for IPv6, which needs {MIN_MTU_V6} (RFC 8200); raise it, or leave ipv6-network out"

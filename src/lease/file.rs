@@ -274,3 +274,262 @@ fn directories(path: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const ONE: &str = r#"[{"Subnet": "10.244.1.0/24", "PublicIP": "10.99.0.1"}]"#;
+    const TWO: &str = r#"[{"Subnet": "10.244.2.0/24", "PublicIP": "10.99.0.2"}]"#;
+
+    /// A tick within this time, or none. Longer than the poll, so that a watch that only polls
+    /// passes too; `soon` tells the two apart.
+    const LONG: Duration = Duration::from_secs(6);
+
+    struct Bed {
+        dir: TempDir,
+        store: FileStore,
+        ticks: mpsc::Receiver<()>,
+    }
+
+    impl Bed {
+        fn new(prepare: impl FnOnce(&Path)) -> Self {
+            let dir = TempDir::new().unwrap();
+            prepare(dir.path());
+            let store = FileStore::new(dir.path().join("leases.json"));
+            let ticks = store.watch().unwrap();
+            Bed { dir, store, ticks }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn tick_within(&mut self, time: Duration) -> bool {
+            let end = Instant::now() + time;
+            while Instant::now() < end {
+                if self.ticks.try_recv().is_ok() {
+                    return true;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            false
+        }
+
+        /// A tick that inotify brought: much earlier than the poll would.
+        fn soon(&mut self) -> bool {
+            self.tick_within(Duration::from_millis(1200))
+        }
+
+        /// Reads until the store shows these leases' subnet, driven by ticks alone.
+        fn comes_to(&mut self, subnet: &str) {
+            let end = Instant::now() + LONG;
+            while Instant::now() < end {
+                if self.tick_within(LONG) {
+                    let now = self.store.load().unwrap_or_default();
+                    if now.first().is_some_and(|lease| {
+                        lease.subnet.is_some_and(|net| net.to_string() == subnet)
+                    }) {
+                        return;
+                    }
+                }
+            }
+            panic!("no tick led to {subnet}");
+        }
+    }
+
+    #[test]
+    fn loading() {
+        let dir = TempDir::new().unwrap();
+        let store = FileStore::new(dir.path().join("leases.json"));
+        assert!(matches!(store.load().unwrap_err().wrong, Wrong::NotFound));
+        fs::write(store.path(), ONE).unwrap();
+        assert_eq!(store.load().unwrap().len(), 1);
+        fs::write(store.path(), &ONE[..20]).unwrap();
+        let error = store.load().unwrap_err();
+        assert!(matches!(error.wrong, Wrong::Syntax(_)));
+        assert!(
+            error.to_string().contains("leases.json: cut off"),
+            "{error}"
+        );
+        assert!(matches!(
+            FileStore::new(dir.path()).load().unwrap_err().wrong,
+            Wrong::Io(_)
+        ));
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(
+            FileStore::new(fifo)
+                .load()
+                .unwrap_err()
+                .to_string()
+                .contains("not a regular file")
+        );
+    }
+
+    #[test]
+    fn written_in_place() {
+        let mut bed = Bed::new(|dir| fs::write(dir.join("leases.json"), ONE).unwrap());
+        fs::write(bed.path("leases.json"), TWO).unwrap();
+        assert!(bed.soon());
+        assert_eq!(
+            bed.store.load().unwrap()[0].subnet.unwrap().to_string(),
+            "10.244.2.0/24"
+        );
+    }
+
+    #[test]
+    fn renamed_over() {
+        let mut bed = Bed::new(|dir| fs::write(dir.join("leases.json"), ONE).unwrap());
+        fs::write(bed.path("new"), TWO).unwrap();
+        fs::rename(bed.path("new"), bed.path("leases.json")).unwrap();
+        bed.comes_to("10.244.2.0/24");
+    }
+
+    #[test]
+    fn removed_and_made_again() {
+        let mut bed = Bed::new(|dir| fs::write(dir.join("leases.json"), ONE).unwrap());
+        fs::remove_file(bed.path("leases.json")).unwrap();
+        assert!(bed.soon());
+        assert!(matches!(
+            bed.store.load().unwrap_err().wrong,
+            Wrong::NotFound
+        ));
+        fs::write(bed.path("leases.json"), TWO).unwrap();
+        bed.comes_to("10.244.2.0/24");
+    }
+
+    #[test]
+    fn made_after_the_watch() {
+        let mut bed = Bed::new(|_| {});
+        fs::write(bed.path("leases.json"), ONE).unwrap();
+        assert!(bed.soon());
+    }
+
+    #[test]
+    fn the_directory_removed_and_made_again() {
+        let dir = TempDir::new().unwrap();
+        let inner = dir.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("leases.json"), ONE).unwrap();
+        let store = FileStore::new(inner.join("leases.json"));
+        let ticks = store.watch().unwrap();
+        let mut bed = Bed { dir, store, ticks };
+        fs::remove_dir_all(&inner).unwrap();
+        assert!(bed.tick_within(LONG));
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("leases.json"), TWO).unwrap();
+        bed.comes_to("10.244.2.0/24");
+        // The new directory is watched as the old one was.
+        thread::sleep(Duration::from_millis(300));
+        while bed.ticks.try_recv().is_ok() {}
+        fs::write(inner.join("leases.json"), ONE).unwrap();
+        assert!(bed.soon());
+    }
+
+    #[test]
+    fn a_config_map_is_swapped() {
+        // As the kubelet does it: leases.json -> ..data/leases.json, ..data -> a directory of the
+        // moment, replaced by rename.
+        let mut bed = Bed::new(|dir| {
+            fs::create_dir(dir.join("..1")).unwrap();
+            fs::write(dir.join("..1/leases.json"), ONE).unwrap();
+            symlink("..1", dir.join("..data")).unwrap();
+            symlink("..data/leases.json", dir.join("leases.json")).unwrap();
+        });
+        fs::create_dir(bed.path("..2")).unwrap();
+        fs::write(bed.path("..2/leases.json"), TWO).unwrap();
+        symlink("..2", bed.path("..data_tmp")).unwrap();
+        fs::rename(bed.path("..data_tmp"), bed.path("..data")).unwrap();
+        fs::remove_dir_all(bed.path("..1")).unwrap();
+        assert!(bed.soon());
+        assert_eq!(
+            bed.store.load().unwrap()[0].subnet.unwrap().to_string(),
+            "10.244.2.0/24"
+        );
+        // The new target's directory is watched now.
+        thread::sleep(Duration::from_millis(300));
+        while bed.ticks.try_recv().is_ok() {}
+        fs::write(bed.path("..2/leases.json"), ONE).unwrap();
+        assert!(bed.soon());
+    }
+
+    #[test]
+    fn a_target_in_another_directory_is_written() {
+        let other = TempDir::new().unwrap();
+        fs::write(other.path().join("real.json"), ONE).unwrap();
+        let mut bed = Bed::new(|dir| {
+            symlink(other.path().join("real.json"), dir.join("leases.json")).unwrap()
+        });
+        fs::write(other.path().join("real.json"), TWO).unwrap();
+        assert!(bed.soon());
+    }
+
+    #[test]
+    fn a_link_half_way_is_swapped() {
+        let (way, end) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        fs::write(end.path().join("one.json"), ONE).unwrap();
+        fs::write(end.path().join("two.json"), TWO).unwrap();
+        let link = way.path().join("link.json");
+        symlink(end.path().join("one.json"), &link).unwrap();
+        let mut bed = Bed::new(|dir| symlink(&link, dir.join("leases.json")).unwrap());
+        symlink(end.path().join("two.json"), way.path().join("new")).unwrap();
+        fs::rename(way.path().join("new"), &link).unwrap();
+        assert!(bed.soon());
+    }
+
+    #[test]
+    fn neighbours_and_readers_are_nobodys_business() {
+        let mut bed = Bed::new(|dir| fs::write(dir.join("leases.json"), ONE).unwrap());
+        for n in 0..20 {
+            fs::write(bed.path("overlayd.log"), n.to_string()).unwrap();
+            bed.store.load().unwrap();
+        }
+        assert!(
+            !bed.tick_within(Duration::from_millis(2600)),
+            "one round of the poll included"
+        );
+    }
+
+    #[test]
+    fn many_writes_make_few_ticks() {
+        let mut bed = Bed::new(|dir| fs::write(dir.join("leases.json"), ONE).unwrap());
+        let end = Instant::now() + Duration::from_millis(1500);
+        let mut ticks = 0;
+        let mut writes = 0;
+        while Instant::now() < end {
+            fs::write(
+                bed.path("leases.json"),
+                if writes % 2 == 0 { TWO } else { ONE },
+            )
+            .unwrap();
+            writes += 1;
+            thread::sleep(Duration::from_millis(5));
+            ticks += usize::from(bed.ticks.try_recv().is_ok());
+        }
+        assert!(writes > 50, "{writes}");
+        assert!(
+            (1..=10).contains(&ticks),
+            "{ticks} ticks for {writes} writes: the first may not wait for the last"
+        );
+        assert!(bed.soon(), "the last change is told");
+    }
+
+    #[test]
+    fn the_watch_ends_with_its_receiver() {
+        let dir = TempDir::new().unwrap();
+        let mut watch = Watch::new(dir.path().join("leases.json"));
+        let (ticks, receiver) = mpsc::channel(1);
+        let thread = thread::spawn(move || watch.run(&ticks));
+        drop(receiver);
+        let end = Instant::now() + LONG;
+        while !thread.is_finished() {
+            assert!(Instant::now() < end, "the thread goes on");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

@@ -343,3 +343,6 @@ fn fields<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
         .filter_map(|(key, value)| Some((key.to_owned(), value?)));
     Value::Object(there.collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -208,3 +208,15 @@ fn begins<A: Key>(offset: A, shift: u32) -> usize {
 fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+impl<A> Ranges<A> {
+    /// The most starts that one chunk leaves to search.
+    pub(super) fn longest_search(&self) -> u32 {
+        self.chunks
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .max()
+            .unwrap_or(0)
+    }
+}

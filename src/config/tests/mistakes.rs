@@ -1,0 +1,182 @@
+//! Each mistake is told with its place, its cause and its cure.
+
+use super::super::{Backend, UdpBackend};
+use super::{Case, NETWORK};
+
+#[test]
+fn a_misspelt_key_is_named_with_its_place_and_the_nearest() {
+    let bad = |text: &str, parts: &[&str]| Case::new(&format!("{NETWORK}{text}")).bad(parts);
+    bad(
+        "subnet_len = 24\n",
+        &["overlayd.toml:3:1: unknown key \"subnet_len\" in [network]; did you mean subnet-len?"],
+    );
+    bad(
+        "  vni = 1\n",
+        &["overlayd.toml:3:3: key vni in [network]: it belongs in [backend]"],
+    );
+    bad(
+        "[backend]\nprot = 1\n",
+        &["overlayd.toml:4:1", "did you mean port?"],
+    );
+    bad(
+        "[bakcend]\nport = 1\n",
+        &["overlayd.toml:3:2", "did you mean [backend]?"],
+    );
+    bad(
+        "[zzz]\n",
+        &["unknown section \"zzz\"", "[network] [backend] [node]"],
+    );
+    bad(
+        "[store]\nleases = 'x'\n",
+        &["the flag --leases is written path in [store]"],
+    );
+    bad("[node]\nqqqq = 1\n", &["config example"]);
+    bad("[node]\n\"a\\u001Bb\" = 1\n", &["a\\u{1b}b"]);
+    bad("[[routes]]\nprefix = 'x'\n", &["did you mean [[route]]?"]);
+    bad("[route]\nprefix = 'x'\n", &["[[route]]"]);
+    bad(
+        "[[route]]\nprefx = 'x'\n",
+        &["did you mean prefix?", "has no prefix", "has no via"],
+    );
+    Case::new("network = \"10.244.0.0/16\"\n").bad(&[
+        "overlayd.toml:1:1",
+        "outside any section",
+        "belongs in [network]",
+    ]);
+    Case::new("\u{feff}[network]\nport = 1\n").bad(&["overlayd.toml:2:1"]);
+}
+
+#[test]
+fn every_mistake_is_told_at_once() {
+    let error = Case::new("[backend]\nvni = -1\nport = 0\n[device]\nname = ''\n")
+        .load()
+        .unwrap_err();
+    assert_eq!(error.problems().len(), 4, "{error}");
+}
+
+#[test]
+fn wrong_kinds() {
+    let bad = |text: &str, parts: &[&str]| Case::new(&format!("{NETWORK}{text}")).bad(parts);
+    bad(
+        "[backend]\nport = '8472'\n",
+        &[
+            "overlayd.toml:4:8: backend.port: expected a number",
+            "port = 8472",
+        ],
+    );
+    bad("[backend]\nport = 1.5\n", &["found float"]);
+    bad(
+        "[backend]\ntype = 1\n",
+        &["expected a string", "type = \"vxlan\""],
+    );
+    bad("[backend]\nstrict = 1\n", &["expected true or false"]);
+    bad(
+        "[datapath]\nqueues = true\n",
+        &["expected a number or a string"],
+    );
+    bad(
+        "[[route]]\nprefix = 1\nvia = 2\n",
+        &["route.prefix: expected a string"],
+    );
+    bad(
+        &format!("[backend]\nvni = 1{}\n", "0".repeat(500)),
+        &["out of range"],
+    );
+}
+
+#[test]
+fn values_out_of_bounds_say_where_and_what_to_do() {
+    let bad = |text: &str, parts: &[&str]| Case::new(&format!("{NETWORK}{text}")).bad(parts);
+    bad(
+        "subnet-len = 16\n",
+        &[
+            "overlayd.toml:3:14: network.subnet-len = 16",
+            "from 17 to 30",
+        ],
+    );
+    bad(
+        "ipv6-network = 'fd00::/48'\n[device]\nmtu = 1279\n",
+        &["device.mtu = 1279", "1280"],
+    );
+    bad("[backend]\nvni = 16777216\n", &["from 0 to 16777215"]);
+    bad("[backend]\nport = 0\n", &["from 1 to 65535"]);
+    bad(
+        "[node]\niface = 'x0'\n[device]\nname = 'x0'\n",
+        &["choose another name"],
+    );
+    bad("[datapath]\nicmp-rate = 1000001\n", &["from 0 to 1000000"]);
+    bad(
+        "[[route]]\nprefix = '10.20.0.1/16'\nvia = 'me'\n",
+        &["write 10.20.0.0/16", "not an IP address"],
+    );
+    bad(
+        "[[route]]\nprefix = '10.20.0.0/16'\nvia = '127.0.0.1'\n",
+        &["route.via", "loopback"],
+    );
+    bad("[store]\npath = ''\n", &["not a path"]);
+    bad("[log]\nlevel = 'loud'\n", &["use error, warn"]);
+    Case::new("").bad(&["names no network", "--network"]);
+}
+
+#[test]
+fn what_is_not_built_is_refused_with_what_to_use() {
+    let bad = |text: &str, parts: &[&str]| Case::new(&format!("{NETWORK}{text}")).bad(parts);
+    bad(
+        "[backend]\ntype = 'wireguard'\n",
+        &["backend `wireguard` is not built into overlayd; use udp or vxlan"],
+    );
+    for backend in ["host-gw", "ipip", "ipsec", "alloc"] {
+        bad(
+            &format!("[backend]\ntype = '{backend}'\n"),
+            &["not in this version", "use vxlan"],
+        );
+    }
+    bad(
+        "[backend]\nmode = 'tap'\n",
+        &["not in this version", "\"tun\""],
+    );
+    for engine in ["batched", "uring"] {
+        bad(
+            &format!("[datapath]\nengine = '{engine}'\n"),
+            &["not in this version", "classic"],
+        );
+    }
+    bad(
+        "[datapath]\nqueues = 2\n",
+        &["not in this version", "use 1"],
+    );
+    bad("[datapath]\nqueues = 0\n", &["not a number of queues"]);
+    bad("[datapath]\ndf = 'inherit'\n", &["not in this version"]);
+    bad(
+        "[store]\ntype = 'etcd'\n",
+        &["not in this version", "use \"file\""],
+    );
+    bad(
+        "[control]\nmetrics = '127.0.0.1:9285'\n",
+        &["overlayd.toml:4:1: control.metrics: not in this version"],
+    );
+    bad(
+        "[store]\nendpoints = ['http://127.0.0.1:2379']\n",
+        &["store.endpoints: not in this version"],
+    );
+}
+
+#[test]
+fn what_has_no_effect_is_a_warning() {
+    let config = Case::new(&format!(
+        "{NETWORK}ipv6-subnet-len = 64\n[backend]\nvni = 3\nstrict = true\n"
+    ))
+    .flag("backend.type", "udp")
+    .flag("node.public-ip", "10.244.3.4")
+    .good();
+    let warnings = config.warnings.join("\n");
+    for part in [
+        "backend.vni = 3",
+        "backend.strict",
+        "ipv6-subnet-len",
+        "--public-ip \"10.244.3.4\": lies inside",
+    ] {
+        assert!(warnings.contains(part), "{warnings}");
+    }
+    assert_eq!(config.backend, Backend::Udp(UdpBackend { port: 8285 }));
+}
