@@ -196,6 +196,7 @@ impl Start {
         );
         let (thread, ended) = spawn(move || engine.run())?;
 
+        let index = link.index;
         let node = Arc::new(Node {
             name: config.node.name.clone(),
             backend: status::Backend {
@@ -218,6 +219,7 @@ impl Start {
             config,
             surroundings,
             store,
+            leases,
             ground,
             encapsulation,
             spec,
@@ -234,7 +236,9 @@ impl Start {
             .join()
             .map_err(|_| anyhow!("the forwarding thread panicked"))?;
         // A device that someone made persistent outlives its queue, but not us.
-        netlink.delete_link(&daemon.spec.name).await?;
+        if let Some(left) = netlink.link_by_index(index).await? {
+            netlink.delete_link(&left.name).await?;
+        }
         tracing::info!("stopped");
         forwarded.with_context(|| format!("the device {} is gone", daemon.spec.name))?;
         served

@@ -31,6 +31,8 @@ pub(super) struct Daemon<E> {
     pub(super) config: Config,
     pub(super) surroundings: Surroundings,
     pub(super) store: FileStore,
+    /// The last good ones.
+    pub(super) leases: Vec<Lease>,
     pub(super) ground: Ground,
     pub(super) encapsulation: E,
     pub(super) spec: DeviceSpec,
@@ -62,6 +64,8 @@ pub(super) struct View {
     store_fault: Option<String>,
     /// Why the settings may not be what the configuration says.
     config_fault: Option<String>,
+    /// Routes that the kernel would not take.
+    route_faults: Vec<String>,
 }
 
 /// The outcome of a sync, parted into what the datapath reads and what people read.
@@ -135,7 +139,7 @@ impl<E: Encapsulation> Daemon<E> {
                 _ = interrupt.recv() => return Ok(()),
                 _ = &mut forwarder => return Ok(()),
                 _ = hangup.recv() => self.reload().await,
-                Some(()) = changes.recv() => self.resync().await,
+                Some(()) = changes.recv() => { self.resync().await; }
                 () = &mut clients => bail!("the control socket was closed"),
             }
         }
@@ -165,23 +169,35 @@ impl<E: Encapsulation> Daemon<E> {
             Some(fault) => tracing::error!("{fault}"),
         }
         self.node.view().config_fault = fault;
-        self.resync().await;
+        // If the lease file is bad now, what changed still takes effect on the last good leases.
+        if !self.resync().await {
+            if let Ok(synced) = self.accept(&self.leases) {
+                self.publish(synced).await;
+            }
+        }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 
-    /// Reads the leases again and publishes new tables, or keeps the last good ones and says why.
-    async fn resync(&mut self) {
-        let outcome = self.store.load().map_err(|error| error.to_string());
-        let outcome = outcome.and_then(|leases| self.accept(&leases));
-        match outcome {
+    /// Reads the leases again and publishes new tables, or keeps the last good ones and says why. Says
+    /// whether there are new ones.
+    async fn resync(&mut self) -> bool {
+        let loaded = self.store.load().map_err(|error| error.to_string());
+        let accepted = loaded.and_then(|leases| Ok((self.accept(&leases)?, leases)));
+        match accepted {
             Err(fault) => {
                 let mut view = self.node.view();
                 if view.store_fault.as_ref() != Some(&fault) {
                     tracing::error!("{fault}; the last good leases stay in force");
                 }
                 view.store_fault = Some(fault);
+                false
             }
-            Ok(synced) => self.publish(synced).await,
+            Ok((synced, leases)) => {
+                self.leases = leases;
+                self.node.view().store_fault = None;
+                self.publish(synced).await;
+                true
+            }
         }
     }
 
@@ -207,38 +223,53 @@ impl<E: Encapsulation> Daemon<E> {
     }
 
     async fn publish(&mut self, synced: Synced) {
-        let fault = self
-            .route(&synced.routed)
-            .await
-            .err()
-            .map(|error| error.to_string());
-        let Accepted { tables, mut view } = Accepted::new(synced);
+        self.route(&synced.routed).await;
+        let Accepted { tables, view } = Accepted::new(synced);
         let options = super::options(&self.config, &self.node.own);
         self.node.snapshot.publish(Forwarding { tables, options });
         let mut current = self.node.view();
         log_changes(&current.peers, &view.peers);
         log_objections(&view.objections, &current.objections);
-        view.config_fault = current.config_fault.take().or(fault);
-        *current = view;
+        (current.peers, current.objections) = (view.peers, view.objections);
     }
 
-    /// Leads static routes that came or went into the device or out of it.
-    async fn route(&mut self, routed: &[IpNet]) -> crate::kernel::Result<()> {
+    /// Leads static routes that came or went into the device or out of it. What the kernel refuses is tried
+    /// again with the next change.
+    async fn route(&mut self, routed: &[IpNet]) {
         let wanted = super::routes(&self.config, routed);
         let index = self.node.link.index;
-        let old = std::mem::take(&mut self.spec.routes);
-        for gone in old.iter().filter(|prefix| !wanted.contains(prefix)) {
-            self.node
+        let mut faults = Vec::new();
+        let mut there = Vec::new();
+        for prefix in self.spec.routes.drain(..) {
+            if wanted.contains(&prefix) {
+                there.push(prefix);
+            } else if let Err(error) = self
+                .node
                 .netlink
-                .del_route(&RouteSpec::new(*gone, index))
-                .await?;
+                .del_route(&RouteSpec::new(prefix, index))
+                .await
+            {
+                // Somebody else removed it already.
+                tracing::warn!("{error}");
+            }
         }
-        for new in wanted.iter().filter(|prefix| !old.contains(prefix)) {
+        for prefix in wanted {
+            if there.contains(&prefix) {
+                continue;
+            }
             let mtu = self.spec.ipv6_route_mtu;
-            self.node.netlink.add_device_route(index, *new, mtu).await?;
+            match self.node.netlink.add_device_route(index, prefix, mtu).await {
+                Ok(()) => there.push(prefix),
+                Err(error) => faults.push(error.to_string()),
+            }
         }
-        self.spec.routes = wanted;
-        Ok(())
+        self.spec.routes = there;
+        let mut view = self.node.view();
+        faults
+            .iter()
+            .filter(|fault| !view.route_faults.contains(fault))
+            .for_each(|fault| tracing::error!("{fault}"));
+        view.route_faults = faults;
     }
 }
 
