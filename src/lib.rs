@@ -42,6 +42,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod kernel;
+pub mod lab;
 pub mod lease;
 pub mod observe;
 pub mod sys;
