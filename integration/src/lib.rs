@@ -1,1 +1,4 @@
 //! End-to-end tests of overlayd: the test beds they share.
+
+pub mod pcap;
+pub mod tshark;

@@ -72,3 +72,8 @@ fn is_routable(destination: IpAddr) -> bool {
         IpAddr::V6(ip) => !(ip.is_multicast() || ip.is_unspecified() || ip.is_unicast_link_local()),
     }
 }
+
+#[cfg(test)]
+mod testbed;
+#[cfg(test)]
+mod tests;
