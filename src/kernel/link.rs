@@ -221,15 +221,6 @@ impl Netlink {
         self.add(pair.build(), name, "veth").await
     }
 
-    /// Makes a dummy device (drops what it is given), down. Useful as a stand-in in tests.
-    ///
-    /// # Errors
-    /// When the name is taken or too long.
-    pub async fn add_dummy(&self, name: &str) -> Result<Link> {
-        self.add(rtnetlink::LinkDummy::new(name).build(), name, "dummy")
-            .await
-    }
-
     /// Makes a kernel VXLAN device as flannel's vxlan backend does, down.
     ///
     /// # Errors

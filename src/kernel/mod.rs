@@ -25,18 +25,10 @@ use nix::errno::Errno;
 use rtnetlink::Handle;
 
 pub use address::Address;
+pub use encap::Family;
 pub use link::{Link, VxlanInfo, VxlanSpec};
 pub use netns::NetNs;
 pub use route::{ROUTE_PROTOCOL, Route, RouteSpec};
-
-/// An IP family, where a question about the host is asked for one of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
 
 /// What was attempted on the host's network, and why it failed.
 ///

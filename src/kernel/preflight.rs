@@ -285,7 +285,7 @@ mod tests {
         let chains = [
             chain(Protocol::V4, "filter", "FORWARD"),
             chain(Protocol::V6, "filter", "FORWARD"),
-            chain(Protocol::Inet, "fw", "fwd"),
+            chain(Protocol::Inet, "fw", "forward"),
         ];
         let advice = forward_policy(&subject, &chains, &[]);
         assert_eq!(
@@ -299,7 +299,7 @@ mod tests {
         );
         assert_eq!(
             advice[1].cure,
-            "nft insert rule inet fw fwd iifname overlay0 accept && nft insert rule inet fw fwd oifname overlay0 accept"
+            "nft insert rule inet fw forward iifname overlay0 accept && nft insert rule inet fw forward oifname overlay0 accept"
         );
     }
 

@@ -1,3 +1,23 @@
-//! The lab: a multi-node overlay in network namespaces of this machine, and the traffic to try it with.
+//! The lab: a multi-node overlay on this machine, in network namespaces.
+//!
+//! ```text
+//!  namespace lab-underlay:   bridge underlay0 ──┬── node1          ──┬── node2  ...
+//!                                               │ veth               │ veth
+//!  namespace lab-node1:      eth0 ──────────────┘                    │
+//!                            overlay0  (overlayd)                    │
+//!                            cni0 ──┬── veth-pod1   ──┬── veth-pod2  │
+//!                                   │ veth            │ veth         │
+//!  a holder's namespace:     eth0 ──┘                 └── eth0       │
+//!                            (pod1)                       (pod2)     │
+//!  namespace lab-node2:      eth0 ───────────────────────────────────┘
+//! ```
+//!
+//! - [`topology`]: what a lab consists of, how it is built and taken down
+//! - [`holder`]: the process that holds a pod's namespace, and how a lab's processes are known
+//! - [`state`]: what stands on disk, written before anything is made
+//! - [`traffic`]: generators and probes, to try it with
 
+pub mod holder;
+pub mod state;
+pub mod topology;
 pub mod traffic;

@@ -1,0 +1,538 @@
+//! A lab, from nothing to running nodes and back to nothing.
+//!
+//! What stands on disk comes first and goes last ([`super::state`]), so whoever finds it can take the rest away: the
+//! same process when something fails or a person interrupts it, or `overlayd lab down` after a kill.
+
+mod plan;
+mod status;
+mod wire;
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::{sys::signal::Signal, unistd::Uid};
+
+pub use plan::{Backend, DEFAULT_NAME, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Spec, Underlay};
+pub use status::{NodeStatus, PodStatus, Status, status};
+
+use super::{
+    holder,
+    state::{self, Locked},
+};
+use crate::{kernel::NetNs, observe::client};
+use wire::Wire;
+
+/// How long a daemon may take until it answers.
+const READY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
+/// How much of a daemon's log is shown when it does not start, in lines.
+const LOG_TAIL: usize = 15;
+
+/// Someone asked to stop while a lab was being built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Is asked before every step of building whether to stop.
+pub type Cancel<'a> = &'a (dyn Fn() -> bool + Sync);
+
+/// A lab that is up.
+///
+/// It goes down with this handle, whatever happens to its owner short of a kill, unless [`Lab::keep`] was called.
+#[derive(Debug)]
+pub struct Lab {
+    spec: Spec,
+    exe: PathBuf,
+    nodes: Vec<Node>,
+    /// What we have started ourselves, to be reaped.
+    children: Vec<Child>,
+    keep: bool,
+}
+
+/// A node of a lab.
+#[derive(Debug)]
+pub struct Node {
+    plan: NodePlan,
+    namespace: NetNs,
+    pods: Vec<Pod>,
+}
+
+/// A pod of a lab.
+#[derive(Debug)]
+pub struct Pod {
+    plan: PodPlan,
+    namespace: NetNs,
+    pid: u32,
+}
+
+impl std::ops::Deref for Node {
+    type Target = NodePlan;
+
+    fn deref(&self) -> &NodePlan {
+        &self.plan
+    }
+}
+
+impl std::ops::Deref for Pod {
+    type Target = PodPlan;
+
+    fn deref(&self) -> &PodPlan {
+        &self.plan
+    }
+}
+
+impl Node {
+    /// Its network namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.namespace
+    }
+
+    /// Its pods, running.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+}
+
+impl Pod {
+    /// Its network namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.namespace
+    }
+
+    /// The process that holds it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+impl Lab {
+    /// Builds a lab. `exe` is the overlayd that its daemons and holders run.
+    ///
+    /// `cancel` is asked between the steps; when it says true, or a step fails, everything made so far is removed.
+    ///
+    /// # Errors
+    /// [`Interrupted`] if `cancel` said so; otherwise what is wrong with the spec, or which step failed and why.
+    pub fn up(spec: Spec, exe: &Path, cancel: Cancel<'_>) -> Result<Self> {
+        spec.validate()?;
+        need_root()?;
+        if !wire::has_ipv6() && (spec.ipv6 || spec.underlay != Underlay::V4) {
+            bail!("this kernel has no IPv6: build the lab without it");
+        }
+        let stop = || if cancel() { Err(Interrupted) } else { Ok(()) };
+        stop()?;
+        // Namespaces of these names that no lab has recorded are somebody else's: not to be used, nor to be removed
+        // when we fail later.
+        if let (false, [name, ..]) = (
+            state::dir(&spec.name).exists(),
+            wire::taken(&spec)?.as_slice(),
+        ) {
+            bail!(
+                "there is a network namespace {name} that is no lab's: remove it (`ip netns del {name}`), or choose another name for the lab"
+            );
+        }
+        let locked = Locked::create(&spec)?;
+        // From here on dropping it takes everything away; the lock must not stand in its way.
+        let mut lab = Self {
+            spec,
+            exe: exe.to_owned(),
+            nodes: Vec::new(),
+            children: Vec::new(),
+            keep: false,
+        };
+        let built = lab
+            .build(&stop)
+            .and_then(|()| locked.write(&lab.spec, true));
+        drop(locked);
+        built.map(|()| lab)
+    }
+
+    fn build(&mut self, stop: &(dyn Fn() -> Result<(), Interrupted> + Sync)) -> Result<()> {
+        stop()?;
+        let (nodes, children) = (&mut self.nodes, &mut self.children);
+        let (spec, exe) = (&self.spec, self.exe.as_path());
+        on_runtime(|| async move {
+            let wire = Wire::underlay(spec, exe).await?;
+            for plan in spec.node_plans() {
+                stop()?;
+                let (mut node, netlink) = wire.node(plan).await?;
+                for plan in node.plan.pods.clone() {
+                    stop()?;
+                    let built = wire.pod(&node, &netlink, &plan).await;
+                    let (pod, child) =
+                        built.with_context(|| format!("cannot build {}", plan.place))?;
+                    children.push(child);
+                    node.pods.push(pod);
+                }
+                nodes.push(node);
+            }
+            anyhow::Ok(())
+        })?;
+        stop()?;
+        self.write_files()?;
+        if self.spec.daemons {
+            for number in 1..=self.spec.nodes {
+                stop()?;
+                self.spawn_daemon(number)?;
+            }
+            for number in 1..=self.spec.nodes {
+                self.wait_for_daemon(number, stop)?;
+            }
+        }
+        stop()?;
+        Ok(())
+    }
+
+    fn write_files(&self) -> Result<()> {
+        let dir = self.dir();
+        fs::write(self.leases(), plan::leases(&self.spec))
+            .context("cannot write the lease file")?;
+        for node in self.spec.node_plans() {
+            let config = self.config(node.number);
+            fs::create_dir(dir.join(&node.name))
+                .and_then(|()| fs::write(&config, node.config(&self.spec, &dir)))
+                .with_context(|| format!("cannot write {}", config.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Starts overlayd on a node (by its number, from 1) and waits until it answers. For labs built without daemons.
+    ///
+    /// # Errors
+    /// When it does not start; with the end of its log.
+    pub fn start_daemon(&mut self, number: u8) -> Result<()> {
+        self.spawn_daemon(number)?;
+        self.wait_for_daemon(number, &|| Ok(()))
+    }
+
+    /// Stops overlayd on a node with SIGTERM and waits until it is gone. `Ok(false)`: none was running.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn stop_daemon(&mut self, number: u8) -> Result<bool> {
+        let place = self.node(number)?.name.clone();
+        let deadline = Instant::now() + READY;
+        let mut asked = false;
+        while let Some(process) = running(&self.spec.name, &place)? {
+            if !asked {
+                holder::send(process.pid, Signal::SIGTERM)?;
+                asked = true;
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "overlayd on {place} (process {}) does not end on SIGTERM",
+                    process.pid
+                );
+            }
+            thread::sleep(POLL);
+            self.reap();
+        }
+        self.reap();
+        Ok(asked)
+    }
+
+    fn spawn_daemon(&mut self, number: u8) -> Result<()> {
+        let node = self.node(number)?;
+        let mut command = holder::marked(&self.exe, &self.spec.name, &node.name);
+        let log = self.log(number);
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("cannot open {}", log.display()))?;
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.config(number))
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = node.netns().spawn(command)?;
+        self.children.push(child);
+        Ok(())
+    }
+
+    /// Ready means: it answers over its control socket, which it does once it forwards.
+    fn wait_for_daemon(
+        &mut self,
+        number: u8,
+        stop: &dyn Fn() -> Result<(), Interrupted>,
+    ) -> Result<()> {
+        let place = self.node(number)?.name.clone();
+        let log = self.log(number);
+        let complain = |what: &str| {
+            let tail = tail(&log).unwrap_or_default();
+            anyhow!(
+                "overlayd on {place} {what}. The end of its log ({}):\n{tail}",
+                log.display()
+            )
+        };
+        let deadline = Instant::now() + READY;
+        while client::status(&self.socket(number)).is_err() {
+            stop()?;
+            self.reap();
+            if running(&self.spec.name, &place)?.is_none() {
+                return Err(complain("ended while starting"));
+            }
+            if Instant::now() > deadline {
+                return Err(complain(&format!(
+                    "does not answer within {} s",
+                    READY.as_secs()
+                )));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Looks up a lab that an earlier `up` has left running. It stays up when this handle goes.
+    ///
+    /// # Errors
+    /// When there is no such lab, or it is not whole.
+    pub fn load(name: &str, exe: &Path) -> Result<Self> {
+        let state = known(name)?;
+        let down = state::down_command(name);
+        if !state.complete {
+            bail!(
+                "lab {name:?} is not whole: its `up` is still at work or was killed (`{down}` removes it)"
+            );
+        }
+        let processes = holder::processes(name)?;
+        let open = |plan: NodePlan| -> Result<Node> {
+            let namespace = NetNs::open(&plan.namespace)?;
+            let mut pods = Vec::new();
+            for plan in &plan.pods {
+                let holder = processes.iter().find(|p| p.place == plan.place);
+                let pid = holder
+                    .with_context(|| format!("the holder of {} is gone", plan.place))?
+                    .pid;
+                pods.push(Pod {
+                    plan: plan.clone(),
+                    namespace: NetNs::of_process(pid)?,
+                    pid,
+                });
+            }
+            Ok(Node {
+                plan,
+                namespace,
+                pods,
+            })
+        };
+        let nodes = state
+            .spec
+            .node_plans()
+            .into_iter()
+            .map(open)
+            .collect::<Result<_>>();
+        Ok(Self {
+            nodes: nodes.with_context(|| {
+                format!("lab {name:?} is damaged (`{down}` removes what is left)")
+            })?,
+            spec: state.spec,
+            exe: exe.to_owned(),
+            children: Vec::new(),
+            keep: true,
+        })
+    }
+
+    /// Takes a lab down, whole or not, whoever built it. `Ok(false)`: there is no lab of this name.
+    ///
+    /// # Errors
+    /// What could not be removed. It can be tried again.
+    pub fn down(name: &str) -> Result<bool> {
+        plan::check_name(name)?;
+        take_down(name, || ())
+    }
+
+    /// Gives up the handle and leaves the lab up.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+
+    /// Takes this lab down and says what went wrong, which dropping it cannot.
+    ///
+    /// # Errors
+    /// As [`Lab::down`].
+    pub fn close(mut self) -> Result<()> {
+        self.keep = true;
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        // Our handles would keep the namespaces alive.
+        self.nodes.clear();
+        let children = &mut self.children;
+        take_down(&self.spec.name, || reap(children)).map(|_| ())
+    }
+
+    /// What it consists of.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Its nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node with this number, from 1.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node(&self, number: u8) -> Result<&Node> {
+        let node = self.nodes.iter().find(|node| node.number == number);
+        node.with_context(|| {
+            format!(
+                "lab {:?} has {} nodes, no node{number}",
+                self.spec.name,
+                self.nodes.len()
+            )
+        })
+    }
+
+    /// The namespace of `node1`, `node1/pod2` or `underlay`.
+    ///
+    /// # Errors
+    /// When there is no such place; with those there are.
+    pub fn place(&self, place: &str) -> Result<NetNs> {
+        if place == "underlay" {
+            return Ok(NetNs::open(self.spec.underlay_namespace())?);
+        }
+        let nodes = self.nodes.iter();
+        let pods = self.nodes.iter().flat_map(|node| &node.pods);
+        let mut places = nodes
+            .map(|n| (n.name.as_str(), &n.namespace))
+            .chain(pods.map(|p| (p.place.as_str(), &p.namespace)));
+        places.find(|(name, _)| *name == place).map(|(_, namespace)| namespace.clone()).with_context(|| {
+            let last = self.nodes.last().map(|n| n.name.clone()).unwrap_or_default();
+            let pods = self.spec.pods;
+            format!(
+                "lab {:?} has no {place:?}: it has node1 to {last}, each with {pods} pods (node1/pod1), and underlay",
+                self.spec.name
+            )
+        })
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> PathBuf {
+        state::dir(&self.spec.name)
+    }
+
+    /// The lease file that all its nodes read.
+    pub fn leases(&self) -> PathBuf {
+        self.dir().join("leases.json")
+    }
+
+    /// The configuration of a node's daemon.
+    pub fn config(&self, number: u8) -> PathBuf {
+        self.node_dir(number).join("overlayd.toml")
+    }
+
+    /// The log of a node's daemon.
+    pub fn log(&self, number: u8) -> PathBuf {
+        self.node_dir(number).join("overlayd.log")
+    }
+
+    /// The control socket of a node's daemon.
+    pub fn socket(&self, number: u8) -> PathBuf {
+        self.node_dir(number).join("overlayd.sock")
+    }
+
+    fn node_dir(&self, number: u8) -> PathBuf {
+        self.dir().join(format!("node{number}"))
+    }
+
+    fn reap(&mut self) {
+        reap(&mut self.children);
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Err(error) = self.take_down() {
+            tracing::warn!(
+                "lab {:?} could not be taken down: {error:#}; `{}` tries again",
+                self.spec.name,
+                state::down_command(&self.spec.name)
+            );
+        }
+    }
+}
+
+fn known(name: &str) -> Result<state::State> {
+    plan::check_name(name)?;
+    if let Some(state) = state::read(name)? {
+        return Ok(state);
+    }
+    let others = state::list()?;
+    if others.is_empty() {
+        bail!("there is no lab: `overlayd lab up` builds one");
+    }
+    bail!("there is no lab {name:?}, but: {}", others.join(", "));
+}
+
+fn take_down(name: &str, reap: impl FnMut()) -> Result<bool> {
+    let Some(locked) = Locked::open(name)? else {
+        return Ok(false);
+    };
+    need_root()?;
+    holder::end_all(name, reap).context("cannot end the lab's processes")?;
+    let namespaces = match state::read(name) {
+        Ok(Some(state)) => state.spec.namespaces(),
+        // Killed before it had written down what it would make, so before it made anything.
+        Ok(None) => Vec::new(),
+        // The names say enough: `up` starts only where there are none of them.
+        Err(_) => plan::namespaces_of(name, NetNs::list_named()?),
+    };
+    for namespace in namespaces {
+        NetNs::delete_named(&namespace)?;
+    }
+    locked.remove()?;
+    Ok(true)
+}
+
+fn reap(children: &mut Vec<Child>) {
+    children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+fn running(lab: &str, place: &str) -> io::Result<Option<holder::Process>> {
+    Ok(holder::processes(lab)?
+        .into_iter()
+        .find(|p| p.place == place))
+}
+
+fn need_root() -> Result<()> {
+    if !Uid::effective().is_root() {
+        bail!("a lab needs root, to make network namespaces: use sudo");
+    }
+    Ok(())
+}
+
+fn tail(log: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(log)?;
+    let lines: Vec<&str> = text.lines().collect();
+    Ok(lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n"))
+}
+
+/// Runs async work to its end on a thread with a runtime of its own, so that callers may have one themselves.
+fn on_runtime<T: Send, F: Future<Output = Result<T>>>(
+    work: impl FnOnce() -> F + Send,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(work())
+        });
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

@@ -1,0 +1,110 @@
+//! How a lab is: what of it is there, what runs.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{
+    known,
+    plan::{NodePlan, PodPlan, Spec},
+};
+use crate::{
+    kernel::NetNs,
+    lab::{holder, state},
+};
+
+/// How a lab is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// `up` has come to its end.
+    pub complete: bool,
+    /// What it consists of.
+    pub spec: Spec,
+    /// Its nodes.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// How a node of a lab is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeStatus {
+    /// `node1`
+    pub name: String,
+    /// The name of its namespace.
+    pub namespace: String,
+    /// Its namespace is there.
+    pub present: bool,
+    /// Its addresses on the underlay.
+    pub public_ips: Vec<IpAddr>,
+    /// The process id of its overlayd, if it runs.
+    pub daemon: Option<u32>,
+    /// The control socket of its overlayd.
+    pub socket: PathBuf,
+    /// Its pods.
+    pub pods: Vec<PodStatus>,
+}
+
+/// How a pod of a lab is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PodStatus {
+    /// `pod1`
+    pub name: String,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// The process id of its holder, if it runs.
+    pub holder: Option<u32>,
+}
+
+impl Status {
+    /// Everything that should run does.
+    pub fn is_whole(&self) -> bool {
+        let daemon = |node: &NodeStatus| !self.spec.daemons || node.daemon.is_some();
+        let node = |node: &NodeStatus| {
+            node.present && daemon(node) && node.pods.iter().all(|p| p.holder.is_some())
+        };
+        self.complete && self.nodes.iter().all(node)
+    }
+}
+
+/// How a lab is, whole or not.
+///
+/// # Errors
+/// When there is no such lab.
+pub fn status(name: &str) -> Result<Status> {
+    let state = known(name)?;
+    let namespaces = NetNs::list_named()?;
+    let processes = holder::processes(name)?;
+    let pid = |place: &str| processes.iter().find(|p| p.place == place).map(|p| p.pid);
+    let v4 = |ip: Ipv4Addr| IpAddr::V4(ip);
+    let pod = |plan: &PodPlan| PodStatus {
+        name: plan.name.clone(),
+        ips: [Some(v4(plan.ip)), plan.ipv6.map(Into::into)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        holder: pid(&plan.place),
+    };
+    let node = |plan: NodePlan| NodeStatus {
+        present: namespaces.contains(&plan.namespace),
+        public_ips: [plan.public_ip.map(v4), plan.public_ipv6.map(Into::into)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        daemon: pid(&plan.name),
+        socket: state::dir(name).join(&plan.name).join("overlayd.sock"),
+        pods: plan.pods.iter().map(pod).collect(),
+        name: plan.name,
+        namespace: plan.namespace,
+    };
+    Ok(Status {
+        name: name.to_owned(),
+        complete: state.complete,
+        nodes: state.spec.node_plans().into_iter().map(node).collect(),
+        spec: state.spec,
+    })
+}
