@@ -133,7 +133,7 @@ fn inbound<E: Encapsulation>(c: &mut Criterion, ours: &E, theirs: &E) {
         let header = theirs.header(Family::V4, mac(0));
         let datagram = [header.as_slice(), &packet(700, 0, len)].concat();
         group.throughput(Throughput::Elements(1));
-        // The largest is a superpacket, whose 44 parts are cut off one by one.
+        // The largest is a superpacket, whose forty-odd parts are cut off one by one.
         group.bench_function(BenchmarkId::from_parameter(len), |b| {
             b.iter(|| {
                 fill(&mut batch, black_box(&datagram));

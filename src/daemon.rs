@@ -40,9 +40,8 @@ use crate::lease::sync::{self, Ground, KnownPeers};
 use crate::observe::server::Control;
 use crate::observe::status;
 use crate::tap;
-use serve::{Accepted, Daemon, Node};
-
 use crate::underlay::{DontFragment, SocketOptions, Underlay};
+use serve::{Accepted, Daemon, Node, Signals};
 
 /// The smallest MTU that IPv6 can live with (RFC 8200 section 5), in bytes.
 const IPV6_MIN_MTU: u16 = 1280;
@@ -64,6 +63,7 @@ pub struct Surroundings {
 /// If it cannot start, or the device is taken away while it runs. Everything it made is gone by then.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let started = Instant::now();
+    let signals = Signals::listen()?;
     config
         .warnings
         .iter()
@@ -101,6 +101,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         own,
         site,
         started,
+        signals,
     };
     match start.config.backend.clone() {
         Backend::Udp(_) => start.run(RawUdp).await,
@@ -131,6 +132,7 @@ struct Start {
     own: Lease,
     site: Site,
     started: Instant,
+    signals: Signals,
 }
 
 impl Start {
@@ -147,6 +149,7 @@ impl Start {
             own,
             site,
             started,
+            mut signals,
         } = self;
         let port = config.backend.port();
         let underlay_mtu = u16::try_from(site.iface.mtu).unwrap_or(u16::MAX);
@@ -180,7 +183,8 @@ impl Start {
 
         let counters = Arc::new(Counters::default());
         let options = options(&config, &own);
-        let Accepted { tables, view } = Accepted::new(synced);
+        let Accepted { tables, mut view } = Accepted::new(synced);
+        view.routes.clone_from(&spec.routes);
         let snapshot = Snapshot::new(Forwarding { tables, options });
         let stop = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
@@ -226,7 +230,7 @@ impl Start {
             node,
         };
         daemon.announce();
-        let served = daemon.serve(&control, changes, ended).await;
+        let served = daemon.serve(&control, &mut signals, changes, ended).await;
 
         // Everything goes with its owner: the device with its queue, addresses and routes with the device,
         // the control socket with `control`.
@@ -240,7 +244,12 @@ impl Start {
             netlink.delete_link(&left.name).await?;
         }
         tracing::info!("stopped");
-        forwarded.with_context(|| format!("the device {} is gone", daemon.spec.name))?;
+        forwarded.with_context(|| {
+            format!(
+                "the device {} was removed while it was in use: start again to have it back",
+                daemon.spec.name
+            )
+        })?;
         served
     }
 }

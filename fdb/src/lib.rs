@@ -25,6 +25,25 @@
 //! to see, and a flat array wins: a trie walk is a chain of dependent loads, one cache miss after
 //! another, while leases of one length need one load from an array ([`Kind::Direct`]), and mixed
 //! lengths a load and a search of a few neighbouring words ([`Kind::Ranges`]).
+//!
+//! # What it costs
+//!
+//! 10,000 dual-stack leases, random destinations, on one core of a shared two-core AMD EPYC machine
+//! (`cargo bench --bench fdb`). "Batch" lookups are independent and overlap, as those of a batch of
+//! packets do; "alone" each waits for the one before, the longest a lookup can take.
+//!
+//! | longest prefix match | batch | alone |
+//! |---|---|---|
+//! | direct, IPv4 | 0.8 ns | 6 ns |
+//! | direct, IPv6 | 1.8 ns | 10 ns |
+//! | ranges, IPv4 | 4 ns | 12 ns |
+//! | ranges, IPv6 | 6 ns | 17 ns |
+//!
+//! [`Tables::route`] adds the read of the next hop, one line of a megabyte: 3 to 15 ns a packet in a
+//! batch. [`Reader::load`] takes 1 ns. All tables together are 2.8 MB (direct) or 3.4 MB (ranges).
+//! Judging the leases takes 11 ms, building the tables 3 to 5 ms, swapping them 0.1 ms, which is
+//! the freeing of the old ones. While tables are republished without pause, the median batch of 64
+//! takes a reader the same 0.15 µs as at rest.
 #![forbid(unsafe_code)]
 
 mod fib;

@@ -1,4 +1,18 @@
 //! End-to-end tests of overlayd: the test beds they share.
+//!
+//! - [`bed`]: nodes, pods and an underlay made of network namespaces, and daemons that run in them
+//! - [`probe`]: traffic between two namespaces that must arrive whole
+//! - [`wire`]: what passes on the underlay
+//! - [`pcap`], [`tshark`]: recorded traffic, and an independent reading of it
+//!
+//! Everything panics with a message where it fails: these are tests.
 
+pub mod bed;
+mod config;
+mod daemon;
+mod leftovers;
+mod node;
 pub mod pcap;
+pub mod probe;
 pub mod tshark;
+pub mod wire;

@@ -1,212 +1,195 @@
-//! What preflight says of a host: each advice appears when it should, and its own cure silences it. Needs root.
+//! Settings of the host that eat overlay traffic: each is warned of by `run` and `status`, with a cure that cures.
+//!
+//! The cures are run as printed, by a shell in the node: these tests need `sysctl` (procps), and where they say so `nft`.
+#![allow(clippy::unwrap_used)]
 
-#![allow(clippy::unwrap_used)] // clippy.toml allows it in test functions; their helpers are meant too
+use std::process::Command;
+use std::time::Duration;
 
-use std::{
-    net::IpAddr,
-    process::{Command, Stdio},
-};
+use encap::Family;
+use integration::bed::{Backend, Bed, Daemon, Node, Underlay, overlayd_bin};
+use overlayd::kernel::{RouteSpec, sysctl};
+use overlayd::lab::traffic::{PingOpts, ping};
+use serde_json::{Value, json};
 
-use ipnet::IpNet;
-use overlayd::kernel::{
-    NetNs, Netlink, RouteSpec,
-    preflight::{self, Subject},
-    sysctl,
-};
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn has(program: &str) -> bool {
-    let mut command = Command::new(program);
-    command
-        .arg("-V")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok()
-}
-
-/// Runs a command line inside the namespace; its success.
-fn shell(ns: &NetNs, line: &str) -> bool {
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", line])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    ns.spawn(command).unwrap().wait().unwrap().success()
-}
-
-/// A namespace with (bridges that stand for) an overlay device and two underlays, and everything that would be warned about put right.
-async fn healthy() -> (NetNs, Netlink) {
-    let ns = NetNs::create_unnamed().expect("these tests need root");
-    let netlink = Netlink::open_in(&ns).unwrap();
-    for (device, address) in [
-        ("eth0", "10.99.0.1/24"),
-        ("overlay0", "10.244.1.0/32"),
-        ("eth1", "10.77.0.1/24"),
-    ] {
-        let link = netlink.add_bridge(device).await.unwrap();
-        netlink.set_up(link.index).await.unwrap();
-        netlink
-            .add_address(link.index, net(address), false)
-            .await
-            .unwrap();
-    }
-    let overlay = netlink.link("overlay0").await.unwrap().unwrap();
-    netlink
-        .add_route(&RouteSpec::new(net("10.244.0.0/16"), overlay.index))
-        .await
-        .unwrap();
-    ns.run(|| {
-        sysctl::write("net.ipv4.ip_forward", "1").unwrap();
-        sysctl::write("net.ipv6.conf.all.forwarding", "1").unwrap();
-        sysctl::write("net.ipv4.conf.all.rp_filter", "0").unwrap();
-        for device in ["eth0", "eth1", "overlay0"] {
-            sysctl::write(&sysctl::conf("ipv4", device, "rp_filter"), "0").unwrap();
-        }
-    })
-    .unwrap();
-    (ns, netlink)
-}
-
-fn advise(ns: &NetNs, peers: &[IpAddr], accept_node_source: bool) -> Vec<preflight::Advice> {
-    let networks = [net("10.244.0.0/16"), net("fd00:10:244::/48")];
-    let subject = Subject {
-        device: "overlay0",
-        iface: Some("eth0"),
-        networks: &networks,
-        peers,
-        accept_node_source,
+/// Does a packet get from pod to pod, in both directions?
+fn pods_talk(bed: &Bed, family: Family) -> bool {
+    let opts = PingOpts {
+        count: 1,
+        timeout: Duration::from_millis(300),
+        ..PingOpts::default()
     };
-    ns.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async { preflight::check(&Netlink::open().unwrap(), &subject).await })
-    })
-    .unwrap()
+    let to = bed.node(2).pod_ip(family);
+    bed.node(1).run_in_pod(|| ping(to, &opts)).unwrap().received == 1
 }
 
-/// Exactly this is advised, and its cure silences it.
-fn cures(ns: &NetNs, peers: &[IpAddr], accept_node_source: bool, word: &str) {
-    let advice = advise(ns, peers, accept_node_source);
-    assert_eq!(advice.len(), 1, "{advice:#?}");
-    assert!(advice[0].what.contains(word), "{advice:#?}");
-    assert!(shell(ns, &advice[0].cure), "{advice:#?}");
-    assert_eq!(advise(ns, peers, accept_node_source), []);
+/// A line typed by a person at the node.
+#[track_caller]
+fn shell(node: &Node, line: &str) {
+    let done = node
+        .run(|| Command::new("sh").args(["-c", line]).output())
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{line}: {said}");
 }
 
-#[tokio::test]
-async fn preflight_names_forwarding_that_is_off() {
-    let (ns, _netlink) = healthy().await;
-    let ns = &ns;
-    assert_eq!(advise(ns, &[ip("10.99.0.2")], false), []);
-    ns.run(|| sysctl::write("net.ipv4.ip_forward", "0").unwrap())
-        .unwrap();
-    cures(
-        ns,
-        &[],
-        false,
-        "IPv4 forwarding is off (net.ipv4.ip_forward = 0)",
-    );
-    ns.run(|| sysctl::write("net.ipv6.conf.all.forwarding", "0").unwrap())
-        .unwrap();
-    cures(ns, &[], false, "IPv6 forwarding is off");
-    ns.run(|| sysctl::write("net.ipv4.conf.overlay0.forwarding", "0").unwrap())
-        .unwrap();
-    cures(ns, &[], false, "net.ipv4.conf.overlay0.forwarding = 0");
+fn set(node: &Node, key: &str, value: &str) {
+    node.run(|| sysctl::write(key, value)).unwrap();
 }
 
-#[tokio::test]
-async fn preflight_names_a_reverse_path_filter_that_would_drop() {
-    let (ns, netlink) = healthy().await;
-    let ns = &ns;
-    let peers = [ip("10.99.0.2")];
-    ns.run(|| sysctl::write("net.ipv4.conf.all.rp_filter", "1").unwrap())
-        .unwrap();
-    assert_eq!(
-        advise(ns, &peers, false),
-        [],
-        "strict, but every way back leads where packets come from"
-    );
-    // The peer's packets come in by eth0, the way back leads out of eth1.
-    let eth1 = netlink.link("eth1").await.unwrap().unwrap();
-    netlink
-        .add_route(&RouteSpec::new(net("10.99.0.2/32"), eth1.index))
-        .await
-        .unwrap();
-    cures(ns, &peers, false, "route to peer 10.99.0.2 leads into eth1");
-    cures(ns, &peers, true, "from their own public IPs");
-    ns.run(|| sysctl::write("net.ipv4.conf.overlay0.rp_filter", "0").unwrap())
-        .unwrap();
-    netlink
-        .add_route(&RouteSpec::new(net("10.244.0.0/24"), eth1.index))
-        .await
-        .unwrap();
-    cures(
-        ns,
-        &peers,
-        false,
-        "route to the overlay network leads into eth1",
-    );
+fn warnings(status: &Value) -> Vec<(String, String)> {
+    let list = status["warnings"].as_array().unwrap().iter();
+    let text = |warning: &Value, key: &str| warning[key].as_str().unwrap().to_owned();
+    list.map(|warning| (text(warning, "what"), text(warning, "cure")))
+        .collect()
 }
 
-#[tokio::test]
-async fn preflight_names_a_forward_policy_that_drops() {
-    let (ns, _netlink) = healthy().await;
-    let ns = &ns;
-    if has("nft") {
-        assert!(shell(
-            ns,
-            "nft 'add table inet fw; add chain inet fw forward { type filter hook forward priority 0; policy drop; }
-             add chain inet fw in { type filter hook input priority 0; policy drop; }
-             add rule inet fw forward ct state established accept'"
-        ));
-        cures(
-            ns,
-            &[],
-            false,
-            "chain forward of table inet fw has policy drop",
-        );
-        assert!(shell(ns, "nft delete table inet fw"));
+/// The only warning is of all these words; its cure, run as printed, makes it go away.
+#[track_caller]
+fn warned_and_cured(node: &Node, daemon: &Daemon, words: &[&str]) {
+    let status = daemon.status();
+    let found = warnings(&status);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (what, cure) = &found[0];
+    for word in words {
+        assert!(what.contains(word), "{word:?} is missing: {what}");
     }
-    if has("iptables-nft") {
-        assert!(shell(ns, "iptables-nft -P FORWARD DROP"));
-        let advice = advise(ns, &[], false);
-        assert_eq!(advice.len(), 1, "{advice:#?}");
-        assert!(
-            advice[0]
-                .cure
-                .starts_with("iptables -I FORWARD -i overlay0 "),
-            "{advice:#?}"
-        );
-        // As flannel opens it: by the network, in a chain of its own.
-        assert!(shell(
-            ns,
-            "iptables-nft -N FLANNEL-FWD && iptables-nft -A FORWARD -j FLANNEL-FWD &&
-             iptables-nft -A FLANNEL-FWD -s 10.244.0.0/16 -j ACCEPT"
-        ));
-        assert_eq!(advise(ns, &[], false), []);
-        assert!(shell(ns, "iptables-nft -F FLANNEL-FWD"));
-        cures(
-            ns,
-            &[],
-            false,
-            "chain FORWARD of table ip filter has policy drop",
-        );
-        assert!(shell(ns, "ip6tables-nft -P FORWARD DROP"));
-        cures(
-            ns,
-            &[],
-            false,
-            "chain FORWARD of table ip6 filter has policy drop",
-        );
+    assert_eq!(status["state"], "ok", "a warning is not a fault");
+    shell(node, cure);
+    assert_eq!(daemon.status()["warnings"], json!([]), "after {cure}");
+}
+
+#[test]
+fn forwarding_that_is_off() {
+    let bed = Bed::new(2, Underlay::V4);
+    let node = bed.node(1);
+    // Off from the start: said in the log too.
+    set(node, "net.ipv4.ip_forward", "0");
+    let daemons = bed.start(Backend::Vxlan);
+    let daemon = &daemons[0];
+    let log = daemon.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("WARN"))
+        .expect("a warning in the log");
+    assert!(
+        line.contains("IPv4 forwarding is off") && line.contains("sysctl -w net.ipv4.ip_forward=1"),
+        "{log}"
+    );
+    let mut status = Command::new(overlayd_bin());
+    status.arg("status").arg("--socket").arg(daemon.socket());
+    let text = status.output().unwrap();
+    let (code, text) = (text.status.code(), String::from_utf8(text.stdout).unwrap());
+    assert_eq!(code, Some(0));
+    assert!(text.contains("warning: IPv4 forwarding is off"), "{text}");
+    assert!(
+        text.contains("cure: sysctl -w net.ipv4.ip_forward=1"),
+        "{text}"
+    );
+
+    for (family, key, title) in [
+        (Family::V4, "net.ipv4.ip_forward", "IPv4"),
+        (Family::V6, "net.ipv6.conf.all.forwarding", "IPv6"),
+    ] {
+        set(node, key, "0");
+        assert!(!pods_talk(&bed, family), "{key} matters");
+        warned_and_cured(node, daemon, &[title, "forwarding is off", key, "overlay0"]);
+        assert!(pods_talk(&bed, family), "the cure of {key} helps");
     }
+    // Off on the overlay's device alone.
+    let key = "net.ipv4.conf.overlay0.forwarding";
+    set(node, key, "0");
+    warned_and_cured(node, daemon, &[key]);
+    assert!(pods_talk(&bed, Family::V4));
+}
+
+#[test]
+fn a_forward_policy_of_drop() {
+    if Command::new("nft").arg("--version").output().is_err() {
+        eprintln!("NOT TESTED: there is no `nft` program here (package nftables)");
+        return;
+    }
+    let bed = Bed::new(2, Underlay::V4);
+    let node = bed.node(1);
+    let daemons = bed.start(Backend::Vxlan);
+    for (protocol, families) in [
+        ("inet", &FAMILIES[..]),
+        ("ip", &FAMILIES[..1]),
+        ("ip6", &FAMILIES[1..]),
+    ] {
+        let chain = "'{ type filter hook forward priority 0; policy drop; }'";
+        shell(
+            node,
+            &format!("nft add table {protocol} fw && nft add chain {protocol} fw forward {chain}"),
+        );
+        for family in FAMILIES {
+            let dropped = families.contains(&family);
+            assert_eq!(pods_talk(&bed, family), !dropped, "{protocol}, {family:?}");
+        }
+        let table = format!("table {protocol} fw");
+        warned_and_cured(
+            node,
+            &daemons[0],
+            &["forward", &table, "policy drop", "overlay0"],
+        );
+        for family in FAMILIES {
+            assert!(pods_talk(&bed, family), "the cure helps {family:?}");
+        }
+        shell(node, &format!("nft delete table {protocol} fw"));
+    }
+    // A chain that lets the overlay network pass by its prefix is none to warn of.
+    shell(
+        node,
+        "nft add table ip fw && \
+         nft add chain ip fw forward '{ type filter hook forward priority 0; policy drop; }' && \
+         nft add rule ip fw forward ip saddr 10.244.0.0/16 accept",
+    );
+    assert!(pods_talk(&bed, Family::V4));
+    assert_eq!(daemons[0].status()["warnings"], json!([]));
+}
+
+#[test]
+fn a_strict_rp_filter_where_the_way_back_leads_elsewhere() {
+    let bed = Bed::new(2, Underlay::V4);
+    let (node, peer) = (bed.node(1), bed.node(2));
+    let daemons = bed.start(Backend::Vxlan);
+    for device in ["all", "default", "overlay0", "eth0", "cni0"] {
+        set(node, &sysctl::conf("ipv4", device, "rp_filter"), "1");
+    }
+    // Strict, and every way back is the way it came.
+    assert!(pods_talk(&bed, Family::V4));
+    assert_eq!(daemons[0].status()["warnings"], json!([]));
+
+    let index = |name: &str| {
+        bed.block_on(node.netlink().link(name))
+            .unwrap()
+            .unwrap()
+            .index
+    };
+    // The way to the peer is led astray: its datagrams are dropped on the underlay.
+    let astray = RouteSpec::new("10.99.0.2/32".parse().unwrap(), index("cni0"));
+    bed.block_on(node.netlink().add_route(&astray)).unwrap();
+    let arrivals = || {
+        let opts = PingOpts {
+            count: 1,
+            timeout: Duration::from_millis(100),
+            ..PingOpts::default()
+        };
+        let before = daemons[0].status()["inbound"]["in"].as_u64().unwrap();
+        let _ = peer.run(|| ping(node.base_ip(Family::V4), &opts)).unwrap();
+        daemons[0].status()["inbound"]["in"].as_u64().unwrap() - before
+    };
+    assert_eq!(arrivals(), 0);
+    let words = ["eth0.rp_filter = 1", "10.99.0.2", "into cni0"];
+    warned_and_cured(node, &daemons[0], &words);
+    assert_eq!(arrivals(), 1, "the cure helps");
+    bed.block_on(node.netlink().del_route(&astray)).unwrap();
+
+    // The same for the overlay network and its device.
+    let astray = RouteSpec::new("10.244.0.0/17".parse().unwrap(), index("cni0"));
+    bed.block_on(node.netlink().add_route(&astray)).unwrap();
+    let words = ["overlay0.rp_filter = 1", "overlay network", "into cni0"];
+    warned_and_cured(node, &daemons[0], &words);
 }

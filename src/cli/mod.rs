@@ -3,6 +3,7 @@
 //! stdout is for results, stderr for talk. Exit codes are a contract: see [`Exit`].
 
 mod config;
+mod lab;
 mod run;
 mod status;
 
@@ -58,6 +59,8 @@ enum Command {
     Status(status::Args),
     /// Check a configuration, or print an example
     Config(config::Args),
+    /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
+    Lab(lab::LabArgs),
 }
 
 /// Where the daemon listens for commands.
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Status(args) => status::main(&args),
         Command::Config(args) => config::main(args),
+        Command::Lab(args) => lab::main(args),
     };
     exit.into()
 }

@@ -1,17 +1,17 @@
 //! The daemon while it runs: lease changes, reloads, and answers on the control socket.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use anyhow::bail;
 use bytes::Bytes;
 use encap::{Encapsulation, Family};
 use fdb::Snapshot;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Surroundings;
@@ -19,7 +19,8 @@ use crate::config::Config;
 use crate::datapath::Forwarding;
 use crate::datapath::counters::{Counters, PeerCounters};
 use crate::kernel::device::DeviceSpec;
-use crate::kernel::{Link, Netlink, RouteSpec, preflight};
+use crate::kernel::preflight::{self, Advice};
+use crate::kernel::{Link, Netlink, Route, RouteSpec};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
@@ -37,6 +38,24 @@ pub(super) struct Daemon<E> {
     pub(super) encapsulation: E,
     pub(super) spec: DeviceSpec,
     pub(super) node: Arc<Node>,
+}
+
+/// The signals that mean something to us, listened to from before anything is made: a signal that comes
+/// earlier than we can act on it waits, where its default would end us and leave things behind.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// What status answers are made from.
@@ -60,6 +79,8 @@ pub(super) struct Node {
 pub(super) struct View {
     peers: Vec<(PeerLeases, Arc<PeerCounters>)>,
     objections: Vec<Objection>,
+    /// The prefixes that lead into the device.
+    pub(super) routes: Vec<IpNet>,
     /// Why the tables may not be what the lease file says.
     store_fault: Option<String>,
     /// Why the settings may not be what the configuration says.
@@ -121,26 +142,25 @@ impl<E: Encapsulation> Daemon<E> {
     pub(super) async fn serve(
         &mut self,
         control: &Control,
+        signals: &mut Signals,
         mut changes: mpsc::Receiver<()>,
         mut forwarder: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let node = self.node.clone();
         let clients = control.serve(move |request| node.clone().answer(request));
         tokio::pin!(clients);
-        for warning in self.node.warnings().await {
+        // What concerns the site was said before there was a device.
+        for warning in self.node.host_warnings().await {
             tracing::warn!(cure = warning.cure, "{}", warning.what);
         }
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.interrupt.recv() => return Ok(()),
                 _ = &mut forwarder => return Ok(()),
-                _ = hangup.recv() => self.reload().await,
+                _ = signals.hangup.recv() => self.reload().await,
                 Some(()) = changes.recv() => { self.resync().await; }
-                () = &mut clients => bail!("the control socket was closed"),
+                never = &mut clients => match never {},
             }
         }
     }
@@ -231,6 +251,7 @@ impl<E: Encapsulation> Daemon<E> {
         log_changes(&current.peers, &view.peers);
         log_objections(&view.objections, &current.objections);
         (current.peers, current.objections) = (view.peers, view.objections);
+        current.routes.clone_from(&self.spec.routes);
     }
 
     /// Leads static routes that came or went into the device or out of it. What the kernel refuses is tried
@@ -243,14 +264,18 @@ impl<E: Encapsulation> Daemon<E> {
         for prefix in self.spec.routes.drain(..) {
             if wanted.contains(&prefix) {
                 there.push(prefix);
-            } else if let Err(error) = self
+                continue;
+            }
+            match self
                 .node
                 .netlink
                 .del_route(&RouteSpec::new(prefix, index))
                 .await
             {
-                // Somebody else removed it already.
-                tracing::warn!("{error}");
+                Ok(()) => {}
+                // Somebody removed it before us, perhaps by taking the device down.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => faults.push(error.to_string()),
             }
         }
         for prefix in wanted {
@@ -301,32 +326,65 @@ impl Node {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What on this host would eat overlay traffic, as it stands now.
+    /// What is unusual about the node's place on the underlay, and what on this host would eat overlay
+    /// traffic, as it stands now.
     async fn warnings(&self) -> Vec<Warning> {
-        let peers: Vec<IpAddr> = {
-            let view = self.view();
-            view.peers
-                .iter()
-                .flat_map(|(peer, _)| peer.lease.endpoint().ips())
-                .collect()
-        };
-        let subject = preflight::Subject {
-            device: &self.device.name,
-            iface: Some(&self.iface.name),
-            networks: &self.device.routes,
-            peers: &peers,
-            accept_node_source: self.snapshot.load_full().options.accept_node_source,
-        };
-        let found = preflight::check(&self.netlink, &subject).await;
-        let found = found.into_iter().map(|advice| Warning {
-            what: advice.what,
-            cure: advice.cure,
-        });
         let site = self.site_warnings.iter().map(|what| Warning {
             what: what.clone(),
             cure: String::new(),
         });
-        found.chain(site).collect()
+        self.host_warnings().await.into_iter().chain(site).collect()
+    }
+
+    /// What on this host would eat overlay traffic, as it stands now.
+    async fn host_warnings(&self) -> Vec<Warning> {
+        let (peers, routes): (Vec<IpAddr>, Vec<IpNet>) = {
+            let view = self.view();
+            let peers = view.peers.iter();
+            let peers = peers.flat_map(|(peer, _)| peer.lease.endpoint().ips());
+            (peers.collect(), view.routes.clone())
+        };
+        let subject = preflight::Subject {
+            device: &self.device.name,
+            iface: Some(&self.iface.name),
+            networks: &routes,
+            peers: &peers,
+            accept_node_source: self.snapshot.load_full().options.accept_node_source,
+        };
+        let mut found = preflight::check(&self.netlink, &subject).await;
+        found.extend(self.device_gaps(&routes).await);
+        found
+            .into_iter()
+            .map(|advice| Warning {
+                what: advice.what,
+                cure: advice.cure,
+            })
+            .collect()
+    }
+
+    /// What somebody took from the device since we set it up. Linux drops the IPv4 routes of a device that
+    /// goes down, and does not bring them back with it.
+    async fn device_gaps(&self, wanted: &[IpNet]) -> Vec<Advice> {
+        let (name, index) = (&self.device.name, self.link.index);
+        if matches!(self.netlink.link(name).await, Ok(Some(link)) if !link.up) {
+            return vec![Advice {
+                what: format!("the device {name} is down: nothing enters or leaves the overlay"),
+                cure: format!("ip link set {name} up, and restart overlayd for its routes"),
+            }];
+        }
+        let Ok(routes) = self.netlink.routes().await else {
+            return Vec::new();
+        };
+        let missing = wanted.iter().filter(|prefix| {
+            let leads_there = |route: &&Route| route.dst == **prefix && route.oif == Some(index);
+            routes.iter().find(leads_there).is_none()
+        });
+        missing
+            .map(|prefix| Advice {
+                what: format!("the route {prefix} into {name} is gone: its packets go elsewhere"),
+                cure: format!("ip route add {prefix} dev {name}"),
+            })
+            .collect()
     }
 
     /// The answer to one request on the control socket.
@@ -352,6 +410,7 @@ impl Node {
             .store_fault
             .iter()
             .chain(&view.config_fault)
+            .chain(&view.route_faults)
             .cloned()
             .collect();
         Status {

@@ -85,9 +85,6 @@ impl<E: Encapsulation> Inbound<E> {
         let family = self.encapsulation.check_link(frame.bytes())?;
         frame.strip(E::HEADER_LEN);
         let inner = Inner::parse_checked(frame.bytes())?;
-        if inner.family != family {
-            return Err(DropReason::Malformed);
-        }
         frame.truncate(inner.total_len);
         if !may_send_from(inner.src, outer, forwarding) {
             return Err(DropReason::InnerSource);

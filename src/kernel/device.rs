@@ -1,10 +1,11 @@
 //! Sets up the overlay device: MTU, addresses, routes, and the two settings that the overlay needs on it.
 
+use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Error, Link, Netlink, Result, RouteSpec, sysctl};
+use super::{Error, Link, Netlink, ROUTE_PROTOCOL, Result, RouteSpec, sysctl};
 
 /// How the device shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ impl Netlink {
         let link = self.link(name).await?;
         let link =
             link.ok_or_else(|| Error::new(format!("find link {name}"), nix::Error::ENODEV))?;
+        self.remove_leftovers(&link, spec).await?;
         self.set_mtu(link.index, spec.mtu.into()).await?;
         // ICMP errors come from our own overlay address, which Linux takes for a martian otherwise.
         sysctl::write(&sysctl::conf("ipv4", name, "accept_local"), "1")?;
@@ -50,6 +52,34 @@ impl Netlink {
                 .await?;
         }
         Ok(link)
+    }
+
+    /// Takes away what an earlier run left and this one does not want: addresses of an older lease, which
+    /// the kernel would go on choosing as a source, and routes of ours.
+    async fn remove_leftovers(&self, link: &Link, spec: &DeviceSpec) -> Result<()> {
+        let wanted: Vec<_> = spec.addresses.iter().copied().map(IpNet::from).collect();
+        for there in self.addresses().await? {
+            let Ok(address) = IpNet::new(there.ip, there.prefix_len) else {
+                continue;
+            };
+            if there.ifindex == link.index && there.scope == 0 && !wanted.contains(&address) {
+                self.del_address(link.index, address).await?;
+            }
+        }
+        // A device that is down has no routes.
+        let routes = if link.up {
+            self.routes().await?
+        } else {
+            Vec::new()
+        };
+        for there in routes {
+            let ours = there.oif == Some(link.index) && there.protocol == ROUTE_PROTOCOL;
+            if ours && !spec.routes.contains(&there.dst) {
+                self.del_route(&RouteSpec::new(there.dst, link.index))
+                    .await?;
+            }
+        }
+        Ok(())
     }
 
     /// Leads `prefix` into the device of index `oif`.
@@ -74,10 +104,19 @@ impl Netlink {
                     .await?
                     .into_iter()
                     .find(|there| there.dst == prefix);
-                if there.is_some_and(|there| there.oif == Some(oif)) {
-                    Ok(())
-                } else {
-                    Err(error)
+                match there.and_then(|there| there.oif) {
+                    // Left by an earlier run, perhaps with another MTU.
+                    Some(there) if there == oif => self.replace_route(&route).await,
+                    Some(there) => {
+                        let (ours, theirs) = (self.name_of(oif).await, self.name_of(there).await);
+                        Err(Error::new(
+                            format!("cannot lead {prefix} into {ours}"),
+                            io::Error::other(format!(
+                                "there is a route for just this prefix into {theirs}; remove it with `ip route del {prefix} dev {theirs}`, or choose another prefix"
+                            )),
+                        ))
+                    }
+                    None => Err(error),
                 }
             }
             other => other,

@@ -89,11 +89,8 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.cause)
-    }
-}
+/// `Display` says the cause as well, so none is given apart: a chain of causes would say it twice.
+impl std::error::Error for Error {}
 
 /// One rtnetlink connection, bound for good to the namespace it was opened in.
 ///

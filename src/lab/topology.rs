@@ -177,12 +177,13 @@ impl Lab {
         stop()?;
         self.write_files()?;
         if self.spec.daemons {
+            let mut started = Vec::new();
             for number in 1..=self.spec.nodes {
                 stop()?;
-                self.spawn_daemon(number)?;
+                started.push((number, self.spawn_daemon(number)?));
             }
-            for number in 1..=self.spec.nodes {
-                self.wait_for_daemon(number, stop)?;
+            for (number, pid) in started {
+                self.wait_for_daemon(number, pid, stop)?;
             }
         }
         stop()?;
@@ -207,8 +208,8 @@ impl Lab {
     /// # Errors
     /// When it does not start; with the end of its log.
     pub fn start_daemon(&mut self, number: u8) -> Result<()> {
-        self.spawn_daemon(number)?;
-        self.wait_for_daemon(number, &|| Ok(()))
+        let pid = self.spawn_daemon(number)?;
+        self.wait_for_daemon(number, pid, &|| Ok(()))
     }
 
     /// Stops overlayd on a node with SIGTERM and waits until it is gone. `Ok(false)`: none was running.
@@ -237,7 +238,7 @@ impl Lab {
         Ok(asked)
     }
 
-    fn spawn_daemon(&mut self, number: u8) -> Result<()> {
+    fn spawn_daemon(&mut self, number: u8) -> Result<u32> {
         let node = self.node(number)?;
         let mut command = holder::marked(&self.exe, &self.spec.name, &node.name);
         let log = self.log(number);
@@ -250,14 +251,16 @@ impl Lab {
             .stdout(file.try_clone()?)
             .stderr(file);
         let child = node.netns().spawn(command)?;
+        let pid = child.id();
         self.children.push(child);
-        Ok(())
+        Ok(pid)
     }
 
     /// Ready means: it answers over its control socket, which it does once it forwards.
     fn wait_for_daemon(
         &mut self,
         number: u8,
+        pid: u32,
         stop: &dyn Fn() -> Result<(), Interrupted>,
     ) -> Result<()> {
         let place = self.node(number)?.name.clone();
@@ -273,7 +276,8 @@ impl Lab {
         while client::status(&self.socket(number)).is_err() {
             stop()?;
             self.reap();
-            if running(&self.spec.name, &place)?.is_none() {
+            // Not by its mark: in the midst of exec(2) a process shows no environment.
+            if !self.children.iter().any(|child| child.id() == pid) {
                 return Err(complain("ended while starting"));
             }
             if Instant::now() > deadline {

@@ -82,15 +82,8 @@ impl fmt::Display for LeaseError {
     }
 }
 
-impl std::error::Error for LeaseError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.wrong {
-            Wrong::Io(error) => Some(error),
-            Wrong::Syntax(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+/// `Display` says the cause as well, so none is given apart: a chain of causes would say it twice.
+impl std::error::Error for LeaseError {}
 
 /// Reads a JSON array of leases.
 ///

@@ -45,13 +45,15 @@ pub struct Objection {
 pub enum NoOwnLease {
     /// No lease carries our public IP.
     #[error(
-        "no lease for this node: none of the {count} leases has the PublicIP {public}; add {{\"Subnet\": \"...\", \"PublicIP\": \"{public}\"}}, or set node.public-ip to this node's address in the leases"
+        "no lease for this node: none of the {count} leases has the public IP {public}; add {lease}, or set node.public-ip to this node's address in the leases"
     )]
     Missing {
         /// How many leases there are.
         count: usize,
         /// Our public IPs.
         public: String,
+        /// What such a lease looks like.
+        lease: String,
     },
     /// The lease that carries our public IP is of another backend or VNI.
     #[error("this node's lease {lease} cannot be used: {reason}")]
@@ -97,10 +99,18 @@ pub type KnownPeers = HashMap<IpAddr, Arc<PeerCounters>>;
 pub fn find_own<'a>(leases: &'a [Lease], ours: &[IpAddr]) -> Result<&'a Lease, NoOwnLease> {
     let is_own = |lease: &&Lease| lease.endpoint().ips().any(|ip| ours.contains(&ip));
     leases.iter().find(is_own).ok_or_else(|| {
+        let lease = match ours.first() {
+            Some(ip @ IpAddr::V6(_)) => {
+                format!("{{\"IPv6Subnet\": \"...\", \"PublicIPv6\": \"{ip}\"}}")
+            }
+            Some(ip) => format!("{{\"Subnet\": \"...\", \"PublicIP\": \"{ip}\"}}"),
+            None => "one".into(),
+        };
         let ours: Vec<_> = ours.iter().map(IpAddr::to_string).collect();
         NoOwnLease::Missing {
             count: leases.len(),
             public: ours.join(" or "),
+            lease,
         }
     })
 }

@@ -7,6 +7,8 @@
 //!
 //! A request that is not known is answered by `{"error":"..."}`. Only the daemon's user may connect.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -17,13 +19,14 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::AbortHandle;
 use tokio_util::codec::{BytesCodec, FramedRead, FramedWrite, LinesCodec};
 
 /// A request longer than this is not one of ours.
 const MAX_REQUEST: usize = 1024;
 /// How long a client may take over one request or answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many clients are served at once.
+/// How many clients are served at once; one more takes the place of the oldest.
 const MAX_CLIENTS: usize = 32;
 
 /// Why the control socket could not be opened.
@@ -39,16 +42,21 @@ pub enum OpenError {
         "{0} is in the way of the control socket and is not a socket: remove it, or set control.socket"
     )]
     NotASocket(PathBuf),
+    /// We may not write there.
+    #[error(
+        "no permission to make the control socket {0}: run as root, or set control.socket to a place where this user may write"
+    )]
+    Permission(PathBuf),
     /// The path does not fit into a socket address.
     #[error("the control socket's path {0} is too long: the kernel takes at most 107 bytes")]
     TooLong(PathBuf),
     /// Something else.
-    #[error("cannot open the control socket {path}: {source}")]
+    #[error("cannot open the control socket {path}: {cause}")]
     Io {
         /// The socket's path.
         path: PathBuf,
         /// The kernel's word.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -57,8 +65,13 @@ pub enum OpenError {
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
-    lock_path: PathBuf,
-    _lock: Flock<File>,
+    _lock: Lock,
+}
+
+/// The lock on a control socket's path, and the file it is on.
+struct Lock {
+    _held: Flock<File>,
+    path: PathBuf,
 }
 
 impl Control {
@@ -68,9 +81,12 @@ impl Control {
     /// # Errors
     /// See [`OpenError`].
     pub fn bind(path: &Path) -> Result<Self, OpenError> {
-        let io_error = |source| OpenError::Io {
-            path: path.into(),
-            source,
+        let io_error = |cause: io::Error| match cause.kind() {
+            io::ErrorKind::PermissionDenied => OpenError::Permission(path.into()),
+            _ => OpenError::Io {
+                path: path.into(),
+                cause,
+            },
         };
         if path.as_os_str().len() > 107 {
             return Err(OpenError::TooLong(path.into()));
@@ -78,8 +94,7 @@ impl Control {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(io_error)?;
         }
-        let lock_path = path.with_extension("lock");
-        let lock = take_lock(&lock_path).map_err(|error| match error.kind() {
+        let lock = Lock::take(path).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => OpenError::Taken(path.into()),
             _ => io_error(error),
         })?;
@@ -96,28 +111,30 @@ impl Control {
         Ok(Control {
             listener,
             path: path.into(),
-            lock_path,
             _lock: lock,
         })
     }
 
     /// Serves clients for ever; `answer` makes the answer to a request.
-    pub async fn serve<A>(&self, answer: impl Fn(String) -> A + Clone + Send + 'static)
+    pub async fn serve<A>(
+        &self,
+        answer: impl Fn(String) -> A + Clone + Send + 'static,
+    ) -> Infallible
     where
         A: Future<Output = Bytes> + Send + 'static,
     {
-        let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
+        // The one that came first stands first. It gives way when there are too many: whoever connects
+        // and then says nothing keeps nobody else out.
+        let mut clients: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else {
-                return;
-            };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let answer = answer.clone();
-                    tokio::spawn(async move {
-                        serve_client(stream, answer).await;
-                        drop(slot);
-                    });
+                    clients.retain(|client| !client.is_finished());
+                    if clients.len() == MAX_CLIENTS {
+                        clients.pop_front().iter().for_each(AbortHandle::abort);
+                    }
+                    let client = tokio::spawn(serve_client(stream, answer.clone()));
+                    clients.push_back(client.abort_handle());
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: others may end meanwhile.
@@ -131,31 +148,45 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Nothing can be done about a failure, and the next daemon clears up as well. The lock's file
-        // goes last: who holds the lock owns the path.
+        // Nothing can be done about a failure, and the next daemon clears up as well. The lock goes after
+        // this: who holds it owns the path.
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(&self.lock_path);
     }
 }
 
-/// Locks the file at `path`, which its last owner may be removing at this moment: a lock on a file that
-/// is no longer there would keep nobody out.
-fn take_lock(path: &Path) -> io::Result<Flock<File>> {
-    loop {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)?;
-        let lock =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
-        match fs::metadata(path) {
-            Ok(there) if there.ino() == lock.metadata()?.ino() => return Ok(lock),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+impl Lock {
+    /// Locks a file beside `socket`, which its last owner may be removing at this moment: a lock on a file
+    /// that is no longer there would keep nobody out.
+    fn take(socket: &Path) -> io::Result<Self> {
+        // Appended, so that two sockets that differ in their extensions have two locks.
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
+            let held =
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+            match fs::metadata(&path) {
+                Ok(there) if there.ino() == held.metadata()?.ino() => {
+                    return Ok(Lock { _held: held, path });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still held here; only then is the file ours to remove.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -33,12 +33,12 @@ pub enum OpenError {
     )]
     Taken(String),
     /// Something else.
-    #[error("cannot open the TUN device `{name}`: {source}")]
+    #[error("cannot open the TUN device `{name}`: {cause}")]
     Other {
         /// The device's name.
         name: String,
         /// The kernel's word.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -48,8 +48,8 @@ pub enum OpenError {
 /// # Errors
 /// See [`OpenError`].
 pub fn open(name: &str) -> Result<Queue, OpenError> {
-    let iface = Iface::without_packet_info(name, Mode::Tun).map_err(|source| {
-        let errno = source.raw_os_error().map(Errno::from_raw);
+    let iface = Iface::without_packet_info(name, Mode::Tun).map_err(|cause| {
+        let errno = cause.raw_os_error().map(Errno::from_raw);
         match errno {
             Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => OpenError::NoTun,
             Some(Errno::EPERM | Errno::EACCES) => OpenError::Privilege(name.into()),
@@ -57,16 +57,14 @@ pub fn open(name: &str) -> Result<Queue, OpenError> {
             Some(Errno::EINVAL | Errno::EEXIST) => OpenError::Taken(name.into()),
             _ => OpenError::Other {
                 name: name.into(),
-                source,
+                cause,
             },
         }
     })?;
     let real_name = iface.name().to_owned();
-    iface
-        .set_non_blocking()
-        .map_err(|source| OpenError::Other {
-            name: name.into(),
-            source,
-        })?;
+    iface.set_non_blocking().map_err(|cause| OpenError::Other {
+        name: name.into(),
+        cause,
+    })?;
     Ok(Queue::new(sys::tun::into_fd(iface), real_name))
 }

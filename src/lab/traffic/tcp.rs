@@ -11,10 +11,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::stream::Tally;
@@ -122,7 +123,7 @@ impl Transfer {
 #[derive(Debug)]
 pub struct TcpServer {
     local: SocketAddr,
-    sessions: mpsc::Receiver<io::Result<Session>>,
+    sessions: channel::Receiver<io::Result<Session>>,
     stop: Cancel,
     thread: Option<JoinHandle<()>>,
 }
@@ -137,7 +138,7 @@ impl TcpServer {
         listener.set_nonblocking(true)?;
         let local = listener.local_addr()?;
         let stop = Cancel::default();
-        let (report, sessions) = mpsc::channel();
+        let (report, sessions) = channel::unbounded();
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("tcp-server".into())
@@ -176,7 +177,7 @@ impl Drop for TcpServer {
     }
 }
 
-fn accept(listener: &TcpListener, report: &mpsc::Sender<io::Result<Session>>, stop: &Cancel) {
+fn accept(listener: &TcpListener, report: &channel::Sender<io::Result<Session>>, stop: &Cancel) {
     std::thread::scope(|scope| {
         while let Ok(ready) = Wait::of(super::LOOK, stop).for_input(listener) {
             if !ready {

@@ -1,0 +1,196 @@
+//! A lab as a small drawing of text, 80 columns wide.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use encap::Family;
+
+use crate::lab::topology::{Backend, NodePlan, Spec, Underlay};
+
+/// Nodes side by side.
+const ACROSS: usize = 3;
+/// Nodes drawn; the others look alike.
+const DRAWN: usize = 6;
+/// Pods drawn on each node.
+const PODS: usize = 4;
+/// Columns of a node: a device's name and an IPv6 address.
+const WIDTH: usize = 27;
+const LABEL: usize = 9;
+const UNDERLAY: &str = " underlay";
+
+/// Draws the nodes and pods of a lab, their addresses and MTUs.
+pub fn topology(spec: &Spec) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_topology(&mut text, spec);
+    text
+}
+
+fn write_topology(to: &mut String, spec: &Spec) -> std::fmt::Result {
+    let plans = spec.node_plans();
+    let drawn = &plans[..plans.len().min(DRAWN)];
+    for row in drawn.chunks(ACROSS) {
+        let cable = format!("══╤{}", "═".repeat(WIDTH - 3)).repeat(row.len());
+        let bare = row.len() * WIDTH - 2 - UNDERLAY.len();
+        writeln!(
+            to,
+            "{}{UNDERLAY}",
+            cable.chars().take(bare).collect::<String>()
+        )?;
+        line(to, row.iter().map(|node| format!("  │ {}", node.name)))?;
+        let columns: Vec<Vec<String>> = row.iter().map(column).collect();
+        for i in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
+            line(
+                to,
+                columns
+                    .iter()
+                    .map(|column| column.get(i).cloned().unwrap_or_default()),
+            )?;
+        }
+        writeln!(to)?;
+    }
+    if let (Some(first), Some(last)) = (plans.get(DRAWN), plans.last()) {
+        writeln!(to, "and so on from {} to {}\n", first.name, last.name)?;
+    }
+    write_mtu(to, spec)
+}
+
+fn line(to: &mut String, cells: impl Iterator<Item = String>) -> std::fmt::Result {
+    let line: String = cells.map(|cell| format!("{cell:WIDTH$}")).collect();
+    writeln!(to, "{}", line.trim_end())
+}
+
+fn column(node: &NodePlan) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut put = |label: &str, below: &str, v4: Option<IpAddr>, v6: Option<IpAddr>| {
+        let mut label = label;
+        for ip in [v4, v6].into_iter().flatten() {
+            lines.push(format!("{label:LABEL$}{ip}"));
+            label = below;
+        }
+    };
+    put(
+        "eth0",
+        "",
+        node.public_ip.map(Into::into),
+        node.public_ipv6.map(Into::into),
+    );
+    let base = node.ipv6_subnet.map(|net| net.network().into());
+    put("overlay0", "", Some(node.subnet.network().into()), base);
+    put(
+        "cni0",
+        "│",
+        Some(node.gateway.into()),
+        node.ipv6_gateway.map(Into::into),
+    );
+    let drawn = node.pods.len().min(PODS);
+    for (i, pod) in node.pods[..drawn].iter().enumerate() {
+        let (branch, below) = if i + 1 == node.pods.len() {
+            ("└", "")
+        } else {
+            ("├", "│")
+        };
+        let label = format!("{branch} {}", pod.name);
+        put(&label, below, Some(pod.ip.into()), pod.ipv6.map(Into::into));
+    }
+    if let (Some(_), Some(last)) = (node.pods.get(PODS), node.pods.last()) {
+        lines.push(format!("└ … {}", last.name));
+    }
+    lines
+}
+
+fn write_mtu(to: &mut String, spec: &Spec) -> std::fmt::Result {
+    let outer = |family| match family {
+        Family::V4 => "IPv4 20",
+        Family::V6 => "IPv6 40",
+    };
+    let headers = match spec.backend {
+        Backend::Udp => "UDP 8",
+        Backend::Vxlan => "UDP 8, VXLAN 8, Ethernet 14",
+    };
+    let (v4, v6) = (fits(spec, Family::V4), fits(spec, Family::V6));
+    writeln!(to, "MTU   {:5} underlay", spec.mtu)?;
+    writeln!(
+        to,
+        "      {v4:5} overlay0, cni0, pods: less outer {}, {headers}",
+        outer(carrier(spec, Family::V4))
+    )?;
+    if spec.ipv6 && v6 != v4 {
+        writeln!(
+            to,
+            "      {v6:5} IPv6 between nodes: less outer {}, {headers}",
+            outer(carrier(spec, Family::V6))
+        )?;
+    }
+    Ok(())
+}
+
+/// The underlay's family that carries inner packets of this family: the same, or the one there is.
+fn carrier(spec: &Spec, inner: Family) -> Family {
+    match spec.underlay {
+        Underlay::V4 => Family::V4,
+        Underlay::V6 => Family::V6,
+        Underlay::Dual => inner,
+    }
+}
+
+/// The largest inner packet of this family that goes from node to node in one piece, in bytes.
+pub(super) fn fits(spec: &Spec, inner: Family) -> u16 {
+    spec.mtu
+        .saturating_sub(spec.backend.overhead(carrier(spec, inner)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drawing_of_the_default_lab() {
+        let expected = "\
+══╤══════════════════════════╤══════════════════════════╤═════════════ underlay
+  │ node1                    │ node2                    │ node3
+eth0     10.99.0.1         eth0     10.99.0.2         eth0     10.99.0.3
+         fd99::1                    fd99::2                    fd99::3
+overlay0 10.244.1.0        overlay0 10.244.2.0        overlay0 10.244.3.0
+         fd00:10:244:1::            fd00:10:244:2::            fd00:10:244:3::
+cni0     10.244.1.1        cni0     10.244.2.1        cni0     10.244.3.1
+│        fd00:10:244:1::1  │        fd00:10:244:2::1  │        fd00:10:244:3::1
+├ pod1   10.244.1.2        ├ pod1   10.244.2.2        ├ pod1   10.244.3.2
+│        fd00:10:244:1::2  │        fd00:10:244:2::2  │        fd00:10:244:3::2
+└ pod2   10.244.1.3        └ pod2   10.244.2.3        └ pod2   10.244.3.3
+         fd00:10:244:1::3           fd00:10:244:2::3           fd00:10:244:3::3
+
+MTU    1500 underlay
+       1450 overlay0, cni0, pods: less outer IPv4 20, UDP 8, VXLAN 8, Ethernet 14
+       1430 IPv6 between nodes: less outer IPv6 40, UDP 8, VXLAN 8, Ethernet 14
+";
+        assert_eq!(topology(&Spec::default()), expected);
+    }
+
+    #[test]
+    fn a_large_lab_is_drawn_in_part() {
+        let spec = Spec {
+            nodes: 250,
+            pods: 250,
+            backend: Backend::Udp,
+            ipv6: false,
+            underlay: Underlay::V6,
+            ..Spec::default()
+        };
+        let text = topology(&spec);
+        assert!(
+            text.contains("│ node6") && !text.contains("│ node7"),
+            "{text}"
+        );
+        assert!(text.contains("and so on from node7 to node250"), "{text}");
+        assert!(
+            text.contains("└ … pod250") && !text.contains("pod5 "),
+            "{text}"
+        );
+        assert!(
+            text.contains(" 1452 overlay0, cni0, pods: less outer IPv6 40, UDP 8\n"),
+            "{text}"
+        );
+        assert!(text.lines().count() < 40);
+    }
+}
