@@ -128,7 +128,7 @@ fn inbound<E: Encapsulation>(c: &mut Criterion, ours: &E, theirs: &E) {
     let mut group = c.benchmark_group(format!("inbound {}", E::NAME));
     let forwarding = forwarding(ours);
     let (mut batch, mut out, counts) = (Batch::new(1), Outbox::default(), Direction::default());
-    let mut stage = Inbound::new(ours.clone(), PORT, 1500 - E::overhead(Family::V4));
+    let stage = Inbound::new(ours.clone(), PORT, 1500 - E::overhead(Family::V4));
     for len in [64, 1400, 60_000] {
         let header = theirs.header(Family::V4, mac(0));
         let datagram = [header.as_slice(), &packet(700, 0, len)].concat();

@@ -42,7 +42,7 @@ impl<E: Encapsulation> Inbound<E> {
 
     /// Works through `batch`; what is to be written to the device lands in `out`.
     pub fn run(
-        &mut self,
+        &self,
         batch: &mut Batch,
         forwarding: &Forwarding,
         counts: &Direction,

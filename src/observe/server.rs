@@ -26,8 +26,9 @@ use tokio_util::codec::{BytesCodec, FramedRead, FramedWrite, LinesCodec};
 const MAX_REQUEST: usize = 1024;
 /// How long a client may take over one request or answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many clients are served at once; one more takes the place of the oldest.
-const MAX_CLIENTS: usize = 32;
+/// How many clients are served at once; one more takes the place of the oldest. Far more than ask at a
+/// time, so that it is an idle one, and far fewer than the descriptors that a process gets.
+const MAX_CLIENTS: usize = 256;
 
 /// Why the control socket could not be opened.
 #[derive(Debug, thiserror::Error)]

@@ -101,7 +101,7 @@ fn outbound_is_steady<E: Backend>() {
 fn inbound_is_steady<E: Backend>() {
     for family in FAMILIES {
         let datagrams = from_the_underlay::<E>(family);
-        let mut bed = Bed::<E>::new();
+        let bed = Bed::<E>::new();
         let (mut batch, mut out) = (Batch::new(datagrams.len()), Outbox::default());
         let counts = Direction::default();
         assert_steady(E::NAME, || {

@@ -4,18 +4,19 @@
 //! Node 1 runs the daemon. Nodes 2 and 3 have leases and no daemon: the datagrams come from plain sockets in node 2.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+mod craft;
+mod target;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use encap::Family;
-use etherparse::{IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, UdpHeader};
-use integration::bed::{Backend, Bed, Config, Daemon, Node, PATIENCE, Spec, Underlay};
+use integration::bed::{Backend, Bed, Daemon, Node, PATIENCE, Spec, Underlay};
 use ipnet::IpNet;
 use overlayd::kernel::RouteSpec;
-use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+
+use craft::{Checksum, IPV4, IPV6, Link, encapsulated, inner, outer, port_of, send_raw};
+use target::{Attacker, Target};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const BACKENDS: [Backend; 2] = [Backend::Udp, Backend::Vxlan];
@@ -24,80 +25,6 @@ const PORT: u16 = 7777;
 const PAYLOAD: &[u8] = b"whose packet is this?";
 /// An address on the underlay that no lease carries.
 const STRANGER: &str = "10.99.0.66";
-
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
-
-/// An inner UDP packet, checksums right.
-fn inner(from: IpAddr, to: IpAddr, port: u16) -> Vec<u8> {
-    let ip = match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
-        _ => panic!("{from} and {to} are of two families"),
-    };
-    let mut packet = Vec::new();
-    let udp = ip.udp(1234, port);
-    udp.write(&mut packet, PAYLOAD).unwrap();
-    packet
-}
-
-/// The bytes of VXLAN and inner Ethernet in front of an inner packet, each part to be falsified.
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    flags: u8,
-    vni: u32,
-    reserved: u8,
-    dst: [u8; 6],
-    src: [u8; 6],
-    ethertype: u16,
-}
-
-impl Link {
-    /// From node 2 to node 1, as it should be.
-    fn good(ethertype: u16) -> Self {
-        Link {
-            flags: 0x08,
-            vni: 1,
-            reserved: 0,
-            dst: [0x0a, 0x58, 10, 99, 0, 1],
-            src: [0x0a, 0x58, 10, 99, 0, 2],
-            ethertype,
-        }
-    }
-
-    /// RFC 7348 section 5.
-    fn before(self, inner: &[u8]) -> Vec<u8> {
-        let [_, a, b, c] = self.vni.to_be_bytes();
-        let mut datagram = vec![self.flags, 0, 0, 0, a, b, c, self.reserved];
-        datagram.extend(self.dst);
-        datagram.extend(self.src);
-        datagram.extend(self.ethertype.to_be_bytes());
-        datagram.extend(inner);
-        datagram
-    }
-}
-
-/// The payload of the outer UDP datagram.
-fn encapsulated(backend: Backend, inner: &[u8]) -> Vec<u8> {
-    match backend {
-        Backend::Udp => inner.to_vec(),
-        Backend::Vxlan => {
-            let ethertype = if inner.first().is_some_and(|byte| byte >> 4 == 6) {
-                IPV6
-            } else {
-                IPV4
-            };
-            Link::good(ethertype).before(inner)
-        }
-    }
-}
-
-fn port_of(backend: Backend) -> u16 {
-    match backend {
-        Backend::Udp => 8285,
-        Backend::Vxlan => 8472,
-    }
-}
 
 fn bed(underlay: Underlay) -> Bed {
     let bed = Bed::with(&Spec {
@@ -113,154 +40,6 @@ fn bed(underlay: Underlay) -> Bed {
         netlink.add_address(eth0, stranger, true).await.unwrap();
     });
     bed
-}
-
-/// The daemon under attack, and what it said last.
-struct Target<'a> {
-    node: &'a Node,
-    daemon: Daemon,
-    listener: UdpSocket,
-    last: Counts,
-    reasons: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Counts {
-    taken_in: u64,
-    drops: BTreeMap<String, u64>,
-    /// What the kernel says the device has received.
-    delivered: u64,
-}
-
-impl<'a> Target<'a> {
-    fn start(node: &'a Node, config: &Config) -> Self {
-        let daemon = Daemon::start(node, config);
-        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
-        let listener = node.run_in_pod(|| UdpSocket::bind(any)).unwrap();
-        listener.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut target = Target {
-            node,
-            daemon,
-            listener,
-            last: Counts {
-                taken_in: 0,
-                drops: BTreeMap::new(),
-                delivered: 0,
-            },
-            reasons: Vec::new(),
-        };
-        target.last = target.counts(&target.daemon.status());
-        target
-    }
-
-    fn counts(&self, status: &Value) -> Counts {
-        let inbound = status["drops"].as_array().unwrap().iter();
-        let inbound = inbound.filter(|drop| drop["direction"] == "inbound");
-        let named = inbound.map(|drop| {
-            let reason = drop["reason"].as_str().unwrap().to_owned();
-            (reason, drop["packets"].as_u64().unwrap())
-        });
-        let table = self
-            .node
-            .run(|| fs::read_to_string("/proc/thread-self/net/dev"))
-            .unwrap();
-        let device = table
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("overlay0:"));
-        // Bytes, then packets.
-        let received = device.unwrap().split_whitespace().nth(1).unwrap();
-        Counts {
-            taken_in: status["inbound"]["in"].as_u64().unwrap(),
-            drops: named.collect(),
-            delivered: received.parse().unwrap(),
-        }
-    }
-
-    /// What changed, once `packets` more have been taken in.
-    fn after(&mut self, what: &str, packets: u64) -> Counts {
-        let wanted = self.last.taken_in + packets;
-        let status = self.daemon.wait_for(what, |status| {
-            status["inbound"]["in"].as_u64() >= Some(wanted)
-        });
-        let now = self.counts(&status);
-        let grown = now.drops.iter().map(|(reason, count)| {
-            let before = self.last.drops.get(reason).copied().unwrap_or(0);
-            (reason.clone(), count - before)
-        });
-        let changed = Counts {
-            taken_in: now.taken_in - self.last.taken_in,
-            drops: grown.filter(|(_, count)| *count > 0).collect(),
-            delivered: now.delivered - self.last.delivered,
-        };
-        self.last = now;
-        changed
-    }
-
-    /// It was dropped, for this reason and no other.
-    #[track_caller]
-    fn drops(&mut self, what: &str, reason: &str, send: impl FnOnce()) {
-        send();
-        let expected = Counts {
-            taken_in: 1,
-            drops: BTreeMap::from([(reason.to_owned(), 1)]),
-            delivered: 0,
-        };
-        assert_eq!(self.after(what, 1), expected, "{what}");
-        self.reasons.push(reason.to_owned());
-    }
-
-    /// It reached the listener in the pod.
-    #[track_caller]
-    fn delivers(&mut self, what: &str, send: impl FnOnce()) {
-        send();
-        let changed = self.after(what, 1);
-        assert!(
-            changed.drops.is_empty() && changed.delivered == 1,
-            "{what}: {changed:?}"
-        );
-        let mut payload = [0; 64];
-        let len = self.listener.recv(&mut payload).expect(what);
-        assert_eq!(&payload[..len], PAYLOAD, "{what}");
-    }
-
-    /// The kernel dropped it before the daemon.
-    #[track_caller]
-    fn never_sees(&mut self, what: &str, send: impl FnOnce()) {
-        send();
-        std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(self.after(what, 0).taken_in, 0, "{what}");
-    }
-
-    fn finish(self) {
-        self.listener.set_nonblocking(true).unwrap();
-        assert!(
-            self.listener.recv(&mut [0; 64]).is_err(),
-            "nothing else came to the pod"
-        );
-        let expected: Vec<_> = self.reasons.iter().map(String::as_str).collect();
-        self.daemon.assert_balanced(&expected);
-        self.daemon.stop();
-    }
-}
-
-/// Sends from an address of node 2 to node 1's daemon.
-struct Attacker {
-    socket: UdpSocket,
-    to: SocketAddr,
-}
-
-impl Attacker {
-    fn at(bed: &Bed, from: IpAddr, backend: Backend) -> Self {
-        let to = bed.node(1).public_ip(Family::of(&from));
-        Attacker {
-            socket: bed.node(2).run(|| UdpSocket::bind((from, 0))).unwrap(),
-            to: SocketAddr::new(to, port_of(backend)),
-        }
-    }
-
-    fn send(&self, datagram: &[u8]) {
-        self.socket.send_to(datagram, self.to).unwrap();
-    }
 }
 
 #[test]
@@ -566,66 +345,6 @@ fn a_nodes_own_address_inside_passes_by_option_only() {
         target.drops("our own", "inner-source", || peer.send(&from(one)));
         target.finish();
     }
-}
-
-/// How the outer UDP checksum stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Checksum {
-    Zero,
-    Good,
-    Bad,
-}
-
-/// A whole outer packet, from node 2 to node 1's daemon.
-fn outer(from: IpAddr, to: SocketAddr, payload: &[u8], checksum: Checksum) -> Vec<u8> {
-    let mut packet = Vec::new();
-    let len = u16::try_from(UdpHeader::LEN + payload.len()).unwrap();
-    let mut udp = UdpHeader {
-        source_port: 50_000,
-        destination_port: to.port(),
-        length: len,
-        checksum: 0,
-    };
-    let right = match (from, to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let ip = Ipv4Header::new(len, 64, IpNumber::UDP, from.octets(), to.octets()).unwrap();
-            ip.write(&mut packet).unwrap();
-            udp.calc_checksum_ipv4(&ip, payload)
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let ip = Ipv6Header {
-                payload_length: len,
-                next_header: IpNumber::UDP,
-                hop_limit: 64,
-                source: from.octets(),
-                destination: to.octets(),
-                ..Ipv6Header::default()
-            };
-            ip.write(&mut packet).unwrap();
-            udp.calc_checksum_ipv6(&ip, payload)
-        }
-        _ => panic!("two families"),
-    };
-    udp.checksum = match checksum {
-        Checksum::Zero => 0,
-        Checksum::Good => right.unwrap(),
-        // Neither right nor zero.
-        Checksum::Bad => (right.unwrap() ^ 0x0101).max(1),
-    };
-    udp.write(&mut packet).unwrap();
-    packet.extend(payload);
-    packet
-}
-
-/// Puts a packet on the underlay as it is.
-fn send_raw(node: &Node, packet: &[u8], to: IpAddr) {
-    const RAW: i32 = 255; // IPPROTO_RAW
-    let domain = Domain::for_address(SocketAddr::new(to, 0));
-    let sent = node.run(|| {
-        let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW)))?;
-        socket.send_to(packet, &SocketAddr::new(to, 0).into())
-    });
-    assert_eq!(sent.unwrap(), packet.len());
 }
 
 #[test]
