@@ -69,7 +69,7 @@ impl<E: Encapsulation> Inbound<E> {
         }
     }
 
-    /// The receive checks. Leaves the frame as the inner packet, its ECN field combined with the outer.
+    /// The receive checks. Leaves the frame as the inner packet, its ToS byte combined with the outer.
     fn check(
         &self,
         frame: &mut Frame,
@@ -95,11 +95,17 @@ impl<E: Encapsulation> Inbound<E> {
         if !tables.is_local(inner.dst) {
             return Err(DropReason::InnerDestination);
         }
-        let sent = ecn::Ecn::of(inner.tos);
-        let combined =
-            ecn::decapsulate(sent, ecn::Ecn::of(frame.tos)).ok_or(DropReason::EcnNotCapable)?;
-        if combined != sent {
-            ecn::set_ecn(frame.bytes_mut(), family, combined);
+        let combined = ecn::decapsulate(ecn::Ecn::of(inner.tos), ecn::Ecn::of(frame.tos))
+            .ok_or(DropReason::EcnNotCapable)?;
+        // RFC 2983: the inner DSCP stays as it was sent (pipe), or is the outer one (uniform).
+        let from = if forwarding.options.copy_dscp {
+            frame.tos
+        } else {
+            inner.tos
+        };
+        let tos = from & !3 | combined.bits();
+        if tos != inner.tos {
+            ecn::set_tos(frame.bytes_mut(), family, tos);
         }
         if notes.reserved_bits {
             counts.reserved_bits.add(1);

@@ -46,8 +46,8 @@ pub struct Options {
     /// Copy the inner ECN field to the outer header (RFC 6040 normal mode); if not, clear it, as
     /// RFC 9601 section 4 asks for toward peers that may not propagate it.
     pub copy_ecn: bool,
-    /// Copy the inner DSCP to the outer header (RFC 2983 uniform model); if not, the outer DSCP is 0
-    /// (pipe model).
+    /// Copy the inner DSCP to the outer header, and back at the other end (RFC 2983 uniform model); if not,
+    /// the outer DSCP is 0 and the inner one is kept (pipe model).
     pub copy_dscp: bool,
     /// Accept a peer's own public IP as an inner source.
     pub accept_node_source: bool,

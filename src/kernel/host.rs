@@ -59,6 +59,18 @@ pub enum NoSite {
         "the underlay interface `{0}` has no address: give it one, or set node.iface to another"
     )]
     NoAddress(String),
+    /// The public IP is on no interface, and the one named to stand in for it has no address of its family.
+    #[error(
+        "the public IP {public} of this node's lease is on no interface, and `{iface}` has no {family} address that could stand behind a NAT: give `{iface}` the address, or correct the lease"
+    )]
+    NoInside {
+        /// From the lease.
+        public: IpAddr,
+        /// The underlay interface.
+        iface: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
     /// The public IP is on no interface, and no interface is named to stand in for it.
     #[error(
         "the public IP {0} is on no interface of this host: correct node.public-ip or the lease; if a NAT translates it, name the underlay interface with node.iface"
@@ -193,7 +205,11 @@ impl Host {
         let inside = self
             .usable()
             .find(on_iface)
-            .ok_or_else(|| NoSite::NoAddress(self.name(index)))?;
+            .ok_or_else(|| NoSite::NoInside {
+                public: leased,
+                iface: self.name(index),
+                family: if leased.is_ipv4() { "IPv4" } else { "IPv6" },
+            })?;
         warnings.push(format!(
             "the public IP {leased} is on no interface: taken for the outside of a NAT, whose inside is {} on {}",
             inside.ip,

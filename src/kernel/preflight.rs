@@ -52,8 +52,14 @@ pub struct Subject<'a> {
 /// `netlink` must have been opened in the namespace of the calling thread, whose `/proc/sys` and firewall are read.
 pub async fn check(netlink: &Netlink, subject: &Subject<'_>) -> Vec<Advice> {
     let mut advice = Vec::new();
-    for (network, family) in subject.networks.iter().map(|n| (n, family_name(n))) {
-        advice.extend(forwarding(subject.device, network, family));
+    let of_v4 = |network: &&IpNet| matches!(network, IpNet::V4(_));
+    let of_v6 = |network: &&IpNet| matches!(network, IpNet::V6(_));
+    let one_of_each = [
+        subject.networks.iter().find(of_v4),
+        subject.networks.iter().find(of_v6),
+    ];
+    for network in one_of_each.into_iter().flatten() {
+        advice.extend(forwarding(subject.device, network, family_name(network)));
     }
     match nftables::forward_drops() {
         Ok((chains, rules)) => advice.extend(forward_policy(subject, &chains, &rules)),

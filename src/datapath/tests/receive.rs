@@ -402,33 +402,44 @@ fn a_fragment_towards_a_public_ip_is_not_delivered() {
     assert_eq!(received.counts.dropped(DropReason::InnerDestination), 1);
 }
 
-/// RFC 6040 figure 4, by inner field (rows) and outer field (columns), both as Not-ECT, ECT(1), ECT(0), CE.
+/// RFC 6040 figure 4, by inner field (rows) and outer field (columns), both as Not-ECT, ECT(1), ECT(0), CE. The
+/// DSCP beside it is the inner one (RFC 2983, pipe model), or the outer one (uniform model).
 #[test]
-fn ecn_is_combined_as_figure_4_says() {
+fn ecn_is_combined_as_figure_4_says_and_dscp_by_its_model() {
     const DROP: u8 = 0xff;
     const FIGURE_4: [[u8; 4]; 4] = [[0, 0, 0, DROP], [1, 1, 1, 3], [2, 1, 2, 3], [3, 3, 3, 3]];
-    fn check<E: Backend>() {
-        for family in FAMILIES {
-            for (inner, row) in (0..).zip(FIGURE_4) {
-                for (outer, expected) in (0..).zip(row) {
-                    let mut wire = Wire::from_peer(family);
-                    wire.packet.tos = 0xb8 | inner;
-                    // The outer DSCP is nobody's business on receive (RFC 2983, pipe model).
-                    let datagram = wire.bytes::<E>();
-                    let received = Bed::<E>::new().receive(wire.source, 0x44 | outer, &datagram);
-                    if expected == DROP {
-                        let dropped = received.counts.dropped(DropReason::EcnNotCapable);
-                        assert_eq!((received.delivered.len(), dropped), (0, 1));
-                        continue;
-                    }
-                    wire.packet.tos = 0xb8 | expected;
-                    let packet = wire.packet.udp(wire.port, b"payload");
-                    assert_eq!(received.delivered, [packet], "{family:?} {inner} {outer}");
-                    verified(&received.delivered[0]);
+    const INNER_DSCP: u8 = 0xb8;
+    const OUTER_DSCP: u8 = 0x44;
+    fn check<E: Backend>(family: Family, uniform: bool) {
+        for (inner, row) in (0..).zip(FIGURE_4) {
+            for (outer, expected) in (0..).zip(row) {
+                let mut wire = Wire::from_peer(family);
+                wire.packet.tos = INNER_DSCP | inner;
+                let datagram = wire.bytes::<E>();
+                let mut bed = Bed::<E>::new();
+                bed.forwarding.options.copy_dscp = uniform;
+                let received = bed.receive(wire.source, OUTER_DSCP | outer, &datagram);
+                if expected == DROP {
+                    let dropped = received.counts.dropped(DropReason::EcnNotCapable);
+                    assert_eq!((received.delivered.len(), dropped), (0, 1));
+                    continue;
                 }
+                let dscp = if uniform { OUTER_DSCP } else { INNER_DSCP };
+                wire.packet.tos = dscp | expected;
+                let packet = wire.packet.udp(wire.port, b"payload");
+                assert_eq!(
+                    received.delivered,
+                    [packet],
+                    "{family:?} {inner} {outer} {uniform}"
+                );
+                verified(&received.delivered[0]);
             }
         }
     }
-    check::<RawUdp>();
-    check::<Vxlan>();
+    for family in FAMILIES {
+        for uniform in [false, true] {
+            check::<RawUdp>(family, uniform);
+            check::<Vxlan>(family, uniform);
+        }
+    }
 }
