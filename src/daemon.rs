@@ -176,6 +176,8 @@ impl Start {
         let queue = match config.datapath.engine {
             Engine::Classic => tap::classic::open(&spec.name)?,
         };
+        // No packet that a peer cut to size is larger than this, however large the device's MTU.
+        let path_mtu = spec.mtu.min(largest_inner::<E>(&site, Family::V4));
         let link = netlink
             .set_up_device(&spec)
             .await
@@ -196,7 +198,7 @@ impl Start {
             snapshot.reader(),
             counters.clone(),
             Outbound::new(port),
-            Inbound::new(encapsulation.clone(), port, spec.mtu),
+            Inbound::new(encapsulation.clone(), port, path_mtu),
         );
         let (thread, ended) = spawn(move || engine.run())?;
 
@@ -244,12 +246,13 @@ impl Start {
             netlink.delete_link(&left.name).await?;
         }
         tracing::info!("stopped");
-        forwarded.with_context(|| {
-            format!(
+        match forwarded {
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => bail!(
                 "the device {} was removed while it was in use: start again to have it back",
                 daemon.spec.name
-            )
-        })?;
+            ),
+            forwarded => forwarded.context("forwarding failed")?,
+        }
         served
     }
 }
@@ -302,23 +305,11 @@ fn device_spec<E: Encapsulation>(
     site: &Site,
     routed: &[IpNet],
 ) -> anyhow::Result<DeviceSpec> {
-    let fits = |outer: Family| {
-        u16::try_from(site.iface.mtu)
-            .unwrap_or(u16::MAX)
-            .saturating_sub(E::overhead(outer))
-    };
-    let over_v4 = if site.public.v4.is_some() {
-        Family::V4
-    } else {
-        Family::V6
-    };
-    let over_v6 = if site.public.v6.is_some() {
-        Family::V6
-    } else {
-        Family::V4
-    };
-    let mtu = config.device.mtu.unwrap_or(fits(over_v4));
-    let v6_mtu = mtu.min(fits(over_v6));
+    let mtu = config
+        .device
+        .mtu
+        .unwrap_or(largest_inner::<E>(site, Family::V4));
+    let v6_mtu = mtu.min(largest_inner::<E>(site, Family::V6));
     if config.network.v6.is_some() && v6_mtu < IPV6_MIN_MTU {
         bail!(
             "an MTU of {v6_mtu} bytes is too small for IPv6, which needs {IPV6_MIN_MTU}: raise the MTU of {} (now {}) or device.mtu, or leave out network.ipv6-network",
@@ -339,6 +330,18 @@ fn device_spec<E: Encapsulation>(
         routes: routes(config, routed),
         ipv6_route_mtu: Some(v6_mtu).filter(|v6| *v6 < mtu),
     })
+}
+
+/// The largest inner packet of a family that one datagram carries over our underlay, in bytes. Each family
+/// travels over its own underlay, or over the only one that we have.
+fn largest_inner<E: Encapsulation>(site: &Site, inner: Family) -> u16 {
+    let outer = match inner {
+        Family::V4 if site.public.v4.is_none() => Family::V6,
+        Family::V6 if site.public.v6.is_none() => Family::V4,
+        own => own,
+    };
+    let underlay = u16::try_from(site.iface.mtu).unwrap_or(u16::MAX);
+    underlay.saturating_sub(E::overhead(outer))
 }
 
 /// What leads into the device: the overlay networks, and static routes that lie outside of them.

@@ -71,7 +71,16 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(underlay: Underlay, (vni, sides): (u32, Vec<Side>)) -> Self {
+    fn new(underlay: Underlay, stack: (u32, Vec<Side>)) -> Self {
+        Pair::with(underlay, stack, |config| config)
+    }
+
+    /// A pair whose overlayd node has another configuration.
+    fn with(
+        underlay: Underlay,
+        (vni, sides): (u32, Vec<Side>),
+        change: impl FnOnce(Config) -> Config,
+    ) -> Self {
         let bed = Bed::with(&Spec {
             underlay,
             pod_mtu: 1450,
@@ -93,7 +102,7 @@ impl Pair {
         }
         bed.write_leases(&leases);
         let config: Config = bed.node(1).config(Backend::Vxlan).set("backend.vni", vni);
-        let daemon = Daemon::start(bed.node(1), &config);
+        let daemon = Daemon::start(bed.node(1), &change(config));
         Pair { bed, daemon, sides }
     }
 
@@ -227,5 +236,15 @@ fn flannel_vxlan_carries_ipv4() {
 fn flannel_vxlan_carries_both_families() {
     let pair = Pair::new(Underlay::Dual, dual_stack());
     pair.carry();
+    pair.finish();
+}
+
+/// What arrives is cut for the pods behind us, whose links are no wider than the path.
+#[test]
+fn a_device_mtu_above_the_paths_leaves_no_superpacket_whole() {
+    let wide = |config: Config| config.set("device.mtu", 9000);
+    let pair = Pair::with(Underlay::V4, single_stack(), wide);
+    let (one, two) = (pair.one(), pair.two());
+    probe::tcp(two.pod(), two.pod_ip(V4), one.pod(), one.pod_ip(V4), LARGE);
     pair.finish();
 }

@@ -234,6 +234,12 @@ fn a_command_runs_where_it_was_sent() {
         let status: Value = serde_json::from_slice(&done.stdout).unwrap();
         assert_eq!(status["node"], node);
     }
+    let told = "echo $debian_chroot $OVERLAYD_CONFIG";
+    let done = up.sh(&["node2/pod1", "sh", "-c", told]);
+    let config = state::dir(&up.0).join("node2/overlayd.toml");
+    assert!(config.exists());
+    let expected = format!("node2/pod1 {}\n", config.display());
+    assert_eq!(text(&done.stdout), expected);
     let found = up.sh(&["node1", "sh", "-c", "command -v overlayd-under-test"]);
     assert_eq!(Path::new(text(&found.stdout).trim()), Path::new(exe));
 
@@ -247,7 +253,7 @@ fn a_command_runs_where_it_was_sent() {
         );
     }
     let done = up.sh(&["node1", "no-such-program"]);
-    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(done.status.code(), Some(127));
     assert!(text(&done.stderr).contains("cannot run no-such-program"));
 }
 
@@ -291,6 +297,10 @@ fn a_lab_is_shown_as_it_is() {
         "{}",
         text(&done.stdout)
     );
+    let log = state::dir(&up.0).join("node2/overlayd.log");
+    assert!(log.exists());
+    let told = format!("no overlayd: its log is {}\n", log.display());
+    assert!(text(&done.stdout).contains(&told), "{}", text(&done.stdout));
 
     // A second of the same name is refused and does not disturb the first.
     let done = output(&["up", "--name", &up.0]);
@@ -300,6 +310,10 @@ fn a_lab_is_shown_as_it_is() {
         "{}",
         text(&done.stderr)
     );
+    assert!(!text(&done.stderr).contains("building"), "{done:?}");
+    let done = output(&["demo", "--name", &up.0]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.stdout.is_empty(), "{done:?}");
     assert_eq!(holder::processes(&up.0).unwrap().len(), 1 + 4);
 
     let done = output(&["down", "--name", &up.0]);
@@ -310,6 +324,55 @@ fn a_lab_is_shown_as_it_is() {
     let done = status(&[]);
     assert_eq!(done.status.code(), Some(1));
     assert!(text(&done.stderr).contains("there is no lab"));
+}
+
+#[test]
+fn who_stays_in_a_lab_that_goes_is_named() {
+    let up = Up::new("guest", &["--nodes", "2", "--pods", "1", "--no-ipv6"]);
+    let sleep_in = |place: &str| {
+        let mut command = lab(&["sh", "--name", &up.0, place, "sleep", "61.5"]);
+        command.spawn().unwrap()
+    };
+    let places = ["node1", "node2/pod1", "underlay"];
+    let mut guests = places.map(sleep_in);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while topology::guests(&up.0).unwrap().len() < guests.len() {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(5));
+    }
+    // One that is gone by then is no news.
+    let mut short = lab(&["sh", "--name", &up.0, "node1", "true"]);
+    assert!(short.status().unwrap().success());
+    let done = output(&["down", "--name", &up.0]);
+    let said = text(&done.stderr);
+    assert!(done.status.success());
+    for (guest, place) in guests.iter_mut().zip(places) {
+        let line = format!(
+            "pid {} (sleep 61.5) still runs in {place}: it keeps that namespace alive until it ends\n",
+            guest.id()
+        );
+        assert!(said.contains(&line), "{line} is not in: {said}");
+        assert!(guest.try_wait().unwrap().is_none(), "it is not ours to end");
+        guest.kill().unwrap();
+        guest.wait().unwrap();
+    }
+    assert_eq!(said.matches("still runs").count(), places.len(), "{said}");
+    assert_no_trace(&up.0);
+}
+
+#[test]
+fn the_hints_fit_the_lab() {
+    let lab_name = name("hints-of-a-long-name");
+    let _up = Up(lab_name.clone());
+    let done = output(&["up", "--name", &lab_name, "--nodes", "1", "--pods", "0"]);
+    let said = text(&done.stderr);
+    for hint in [
+        format!("  overlayd lab sh --name {lab_name} node1                  a shell in a node\n"),
+        format!("  overlayd lab sh --name {lab_name} node1 overlayd status  what the daemon"),
+        format!("  overlayd lab down --name {lab_name}                      the end\n"),
+    ] {
+        assert!(said.contains(&hint), "{hint:?} is not in: {said}");
+    }
 }
 
 #[test]
@@ -325,7 +388,8 @@ fn what_makes_no_sense_is_refused() {
         2,
         "[possible values: udp, vxlan]",
     );
-    refused(&["up", "--nodes", "256"], 2, "256");
+    refused(&["up", "--nodes", "251"], 2, "1..=250");
+    refused(&["up", "--nodes", "0"], 2, "1..=250");
     refused(
         &["demo", "--nodes", "1"],
         1,

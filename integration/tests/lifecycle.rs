@@ -18,6 +18,7 @@ use overlayd::lab::traffic::{Flow, PingOpts, ping};
 use serde_json::{Value, json};
 
 const V4: Family = Family::V4;
+const V6: Family = Family::V6;
 
 fn reaches(from: &Node, to: IpAddr) -> bool {
     let opts = PingOpts {
@@ -249,12 +250,11 @@ fn a_reload_takes_up_routes_and_the_log_level() {
 
     // Removed by hand, it does not make the next reload fail.
     ip(one, "route del 192.168.77.0/24 dev overlay0");
-    let status = daemon.wait_for("a warning", |status| warns(status, "192.168.77.0/24"));
-    assert_eq!(status["state"], "ok");
+    let status = daemon.wait_for("a fault", |status| blames(status, "192.168.77.0/24"));
+    assert_eq!(status["state"], "degraded");
     reload(&daemon, &one.config(Backend::Vxlan));
     waits_for("the reload", || reloads() == 3);
-    let status = daemon.wait_for("no warning", |status| !warns(status, "192.168.77.0/24"));
-    assert_eq!(status["state"], "ok");
+    daemon.wait_for("no fault", |status| status["state"] == "ok");
 
     let report = flow.stop().unwrap();
     assert!(report.sent > 5, "{report:?}");
@@ -262,8 +262,8 @@ fn a_reload_takes_up_routes_and_the_log_level() {
     daemon.stop();
 }
 
-fn warns(status: &Value, word: &str) -> bool {
-    status["warnings"].to_string().contains(word)
+fn blames(status: &Value, word: &str) -> bool {
+    status["reasons"].to_string().contains(word)
 }
 
 #[test]
@@ -427,27 +427,31 @@ fn a_device_that_is_down_or_lost_its_route_is_told_by_status() {
     let bed = Bed::new(2, Underlay::V4);
     let daemons = bed.start(Backend::Vxlan);
     let (one, daemon) = (bed.node(1), &daemons[0]);
-    assert_eq!(daemon.status()["warnings"], json!([]));
-    ip(one, "link set overlay0 down");
-    let status = daemon.wait_for("a warning", |status| warns(status, "overlay0 is down"));
-    assert!(
-        status["warnings"][0]["cure"]
-            .as_str()
-            .unwrap()
-            .contains("ip link set overlay0 up")
-    );
-    ip(one, "link set overlay0 up");
-    daemon.wait_for("another warning", |status| {
-        warns(status, "10.244.0.0/16 into overlay0 is gone")
-    });
-    for command in [
-        "route add 10.244.0.0/16 dev overlay0",
-        "-6 route replace fd00:10:244::/48 dev overlay0",
+    assert_eq!(daemon.status()["state"], "ok");
+    for (damage, fault) in [
+        ("link set overlay0 down", "overlay0 is down"),
+        (
+            "route del 10.244.0.0/16",
+            "10.244.0.0/16 into overlay0 is gone",
+        ),
+        (
+            "-6 route del fd00:10:244::/48",
+            "fd00:10:244::/48 into overlay0 is gone",
+        ),
+        (
+            "addr del 10.244.1.0/32 dev overlay0",
+            "10.244.1.0 of overlay0 is gone",
+        ),
     ] {
-        ip(one, command);
+        ip(one, damage);
+        let status = daemon.wait_for("a fault", |status| blames(status, fault));
+        assert_eq!(status["state"], "degraded", "{damage}");
+        daemon.reload();
+        daemon.wait_for("no fault", |status| status["state"] == "ok");
+        for family in [V4, V6] {
+            waits_for(damage, || reaches(one, bed.node(2).pod_ip(family)));
+        }
     }
-    daemon.wait_for("no warning", |status| status["warnings"] == json!([]));
-    assert!(reaches(one, bed.node(2).pod_ip(V4)), "it forwards again");
 }
 
 /// Prints the footprint, which hangs on the machine and is judged elsewhere.

@@ -20,6 +20,8 @@ use crate::observe::client;
 const STATUS_VERSION: u32 = 1;
 /// The name of the demo's lab: it must not meet one that stands.
 const DEMO_NAME: &str = "demo";
+/// What a shell exits with when it cannot find a command.
+const NOT_FOUND: u8 = 127;
 
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
@@ -58,7 +60,8 @@ enum LabCommand {
     },
     /// Run a command inside a node or a pod
     #[command(
-        after_help = "Without a command: $SHELL. Inside, `overlayd status` asks the node's daemon.\n\n\
+        after_help = "Without a command: $SHELL. Inside, `overlayd status` asks the node's daemon, and OVERLAYD_CONFIG \
+                      names its configuration.\n\n\
                       Examples:\n  overlayd lab sh node1/pod2\n  overlayd lab sh node1 overlayd status"
     )]
     Sh {
@@ -96,7 +99,7 @@ struct Name {
 #[derive(Args)]
 struct Shape {
     /// How many nodes
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=250))]
     nodes: u8,
     /// How many pods on each node
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -209,6 +212,7 @@ fn unless_interrupted(done: Result<Exit>, spec: &Spec) -> Result<Exit> {
 
 fn up(spec: Spec) -> Result<Exit> {
     let (exe, cancel, start) = (exe()?, on_signal()?, Instant::now());
+    Lab::check(&spec)?;
     eprintln!("building lab {:?}: {} ...", spec.name, shape_of(&spec));
     let lab = Lab::up(spec, &exe, &|| cancel.is_set())?;
     say(demo::draw(lab.spec()));
@@ -217,15 +221,24 @@ fn up(spec: Spec) -> Result<Exit> {
         "up after {:.2} s. Now for example:",
         start.elapsed().as_secs_f64()
     );
-    for (command, what) in [
-        ("sh node1/pod1", "a shell in a pod"),
-        ("sh node1 overlayd status", "what the daemon of a node says"),
-        ("status", "all nodes and pods"),
-        ("down", "the end"),
-    ] {
-        let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
-        let line = format!("overlayd lab {verb}{option} {rest}");
-        eprintln!("  {:52}{what}", line.trim_end());
+    let shell = if lab.spec().pods == 0 {
+        (format!("sh{option} node1"), "a shell in a node")
+    } else {
+        (format!("sh{option} node1/pod1"), "a shell in a pod")
+    };
+    let hints = [
+        shell,
+        (
+            format!("sh{option} node1 overlayd status"),
+            "what the daemon of a node says",
+        ),
+        (format!("status{option}"), "all nodes and pods"),
+        (format!("down{option}"), "the end"),
+    ];
+    let width = hints.iter().map(|(command, _)| command.len()).max();
+    let width = width.unwrap_or_default() + 2;
+    for (command, what) in hints {
+        eprintln!("  overlayd lab {command:width$}{what}");
     }
     lab.keep();
     Ok(Exit::Ok)
@@ -234,6 +247,7 @@ fn up(spec: Spec) -> Result<Exit> {
 fn run_demo(spec: Spec, json: bool) -> Result<Exit> {
     let (exe, cancel) = (exe()?, on_signal()?);
     let (out, err) = (Paint::stdout(), Paint::stderr());
+    demo::check(&spec)?;
     if !json {
         say(out.bold(&format!("overlayd lab demo: {}", shape_of(&spec))));
     }
@@ -342,13 +356,16 @@ fn status(name: &str, json: bool) -> Result<Exit> {
                 );
                 format!("overlayd {state}, pid {pid}")
             }
+            None if status.spec.daemons => {
+                format!("no overlayd: its log is {}", node.log.display())
+            }
             None => "no overlayd".to_owned(),
         };
         let good = node.present && (node.daemon.is_some() || !status.spec.daemons);
         let present = if node.present {
             ""
         } else {
-            ", ITS NAMESPACE IS GONE"
+            ", its namespace is gone"
         };
         say(format!(
             " {} {:12} {:36} {daemon}{present}",
@@ -359,7 +376,7 @@ fn status(name: &str, json: bool) -> Result<Exit> {
         for pod in &node.pods {
             let held = match pod.holder {
                 Some(pid) => format!("held by pid {pid}"),
-                None => "ITS HOLDER IS GONE".to_owned(),
+                None => "its holder is gone".to_owned(),
             };
             let place = format!("{}/{}", node.name, pod.name);
             say(format!(
@@ -391,22 +408,30 @@ fn sh(name: &str, place: &str, command: &[String]) -> Result<Exit> {
         }
     };
     let node = place.split('/').next().unwrap_or(place);
-    let socket = lab
-        .nodes()
-        .iter()
-        .find(|n| n.name == node)
-        .map(|n| lab.socket(n.number));
+    let number = lab.nodes().iter().find(|n| n.name == node);
+    let files = number.map(|n| (lab.socket(n.number), lab.config(n.number)));
     // Replacing the process ends all its threads but the one that does it, which is inside.
     let error = namespace.run(|| {
         let mut command = std::process::Command::new(&program);
         command.args(arguments).env("PATH", path_with(&exe));
-        match socket {
-            Some(socket) => command.env("OVERLAYD_SOCKET", socket),
-            None => command.env_remove("OVERLAYD_SOCKET"),
+        // Debian's and Ubuntu's shells show it in the prompt.
+        command.env("debian_chroot", place);
+        match files {
+            Some((socket, config)) => command
+                .env("OVERLAYD_SOCKET", socket)
+                .env("OVERLAYD_CONFIG", config),
+            None => command
+                .env_remove("OVERLAYD_SOCKET")
+                .env_remove("OVERLAYD_CONFIG"),
         };
         command.exec()
     })?;
+    let missing = error.kind() == std::io::ErrorKind::NotFound;
     complain(&anyhow::Error::new(error).context(format!("cannot run {program}")));
+    if missing {
+        // As shells do, so that it is not taken for the command's own exit code.
+        std::process::exit(NOT_FOUND.into());
+    }
     Ok(Exit::Error)
 }
 
@@ -420,7 +445,15 @@ fn path_with(exe: &Path) -> std::ffi::OsString {
 
 fn down(name: &str) -> Result<Exit> {
     let start = Instant::now();
+    // Known only while the namespaces are there to compare with.
+    let guests = topology::guests(name).unwrap_or_default();
     if Lab::down(name)? {
+        for guest in guests.iter().filter(|guest| guest.still_runs()) {
+            eprintln!(
+                "pid {} ({}) still runs in {}: it keeps that namespace alive until it ends",
+                guest.pid, guest.command, guest.place
+            );
+        }
         eprintln!(
             "lab {name:?} is gone, after {:.2} s",
             start.elapsed().as_secs_f64()

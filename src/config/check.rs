@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::options::{OPTIONS, Opt, SECTIONS};
 use super::{Backend, Config, ConfigError, Overrides, Store};
 use crate::lease::file::FileStore;
-use crate::lease::{Lease, LeaseError};
+use crate::lease::{Lease, LeaseError, sync};
 
 /// Version of the JSON form of a [`Report`].
 const JSON_VERSION: u32 = 1;
@@ -32,6 +32,8 @@ pub struct Verdict {
     pub accepted: usize,
     /// This node's own lease, where the configuration says which public IP is ours.
     pub own: Option<usize>,
+    /// Why this node has no lease, where the configuration says which public IP is ours.
+    pub no_own: Option<String>,
     /// Leases of another backend: their index from 0, and its name.
     pub skipped: Vec<(usize, String)>,
     /// Refused leases: their index from 0, and why.
@@ -67,6 +69,12 @@ impl Verdict {
                     .skipped
                     .push((index, lease.backend_type.clone().unwrap_or_default()));
             }
+        }
+        let ours: Vec<_> = node.ips().collect();
+        if !ours.is_empty() {
+            verdict.no_own = sync::find_own(leases, &ours)
+                .err()
+                .map(|error| error.to_string());
         }
         let rib = fdb::Rib::build(&config.network, &claims, &config.routes);
         verdict.accepted = rib.accepted().len();
@@ -105,7 +113,9 @@ impl Report {
     /// Whether the daemon would start and leave nothing out.
     pub fn is_good(&self) -> bool {
         let complete = |verdict: &Verdict| {
-            verdict.refused_leases.is_empty() && verdict.refused_routes.is_empty()
+            verdict.refused_leases.is_empty()
+                && verdict.refused_routes.is_empty()
+                && verdict.no_own.is_none()
         };
         self.leases.as_ref().is_ok_and(complete)
     }
@@ -126,6 +136,7 @@ impl Report {
                 "total": verdict.total,
                 "accepted": verdict.accepted,
                 "own": verdict.own,
+                "no_own": verdict.no_own,
                 "skipped": list(&verdict.skipped, "backend"),
                 "refused": list(&verdict.refused_leases, "reason"),
             }),
@@ -191,6 +202,16 @@ impl fmt::Display for Report {
                     verdict.total,
                     path.display()
                 )?;
+                let place = config.node.iface.as_deref();
+                let place = place.unwrap_or("the default route's interface");
+                match (&verdict.no_own, verdict.own) {
+                    (Some(why), _) => writeln!(f, "own lease {why}")?,
+                    (None, Some(index)) => writeln!(f, "own lease lease {index}")?,
+                    (None, None) => writeln!(
+                        f,
+                        "own lease the one with an address of {place}: looked for at start only"
+                    )?,
+                }
                 for (index, backend) in &verdict.skipped {
                     writeln!(
                         f,

@@ -1,6 +1,6 @@
 //! The daemon while it runs: lease changes, reloads, and answers on the control socket.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +19,7 @@ use crate::config::Config;
 use crate::datapath::Forwarding;
 use crate::datapath::counters::{Counters, PeerCounters};
 use crate::kernel::device::DeviceSpec;
-use crate::kernel::preflight::{self, Advice};
-use crate::kernel::{Link, Netlink, Route, RouteSpec};
+use crate::kernel::{Link, Netlink, Route, RouteSpec, preflight};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
@@ -189,6 +188,10 @@ impl<E: Encapsulation> Daemon<E> {
             Some(fault) => tracing::error!("{fault}"),
         }
         self.node.view().config_fault = fault;
+        // What somebody took from the device comes back.
+        if let Err(error) = self.node.netlink.set_up_device(&self.spec).await {
+            tracing::error!("cannot set up the device again: {error}");
+        }
         // If the lease file is bad now, what changed still takes effect on the last good leases.
         if !self.resync().await {
             if let Ok(synced) = self.accept(&self.leases) {
@@ -298,6 +301,12 @@ impl<E: Encapsulation> Daemon<E> {
     }
 }
 
+/// Peers whose way is looked up for one status.
+const MAX_ROUTES_ASKED: usize = 16;
+
+/// Changes of peers that are logged one by one; more are only counted.
+const MAX_CHANGES: usize = 20;
+
 fn log_objections(objections: &[Objection], known: &[Objection]) {
     for objection in objections
         .iter()
@@ -308,15 +317,37 @@ fn log_objections(objections: &[Objection], known: &[Objection]) {
 }
 
 fn log_changes(old: &[(PeerLeases, Arc<PeerCounters>)], new: &[(PeerLeases, Arc<PeerCounters>)]) {
-    let leases = |of: &[(PeerLeases, Arc<PeerCounters>)]| -> HashSet<String> {
-        of.iter().map(|(peer, _)| peer.lease.to_string()).collect()
+    let by_ip = |of: &'_ [(PeerLeases, Arc<PeerCounters>)]| -> HashMap<IpAddr, Lease> {
+        let leases = of.iter().map(|(peer, _)| &peer.lease);
+        let each = leases.flat_map(|lease| lease.endpoint().ips().map(|ip| (ip, lease.clone())));
+        each.collect()
     };
-    let (old, new) = (leases(old), leases(new));
-    for lease in new.difference(&old) {
-        tracing::info!("peer added or changed: {lease}");
+    let (before, after) = (by_ip(old), by_ip(new));
+    let find = |among: &HashMap<IpAddr, Lease>, lease: &Lease| {
+        lease
+            .endpoint()
+            .ips()
+            .find_map(|ip| among.get(&ip).cloned())
+    };
+    let mut lines = Vec::new();
+    for (peer, _) in new {
+        match find(&before, &peer.lease) {
+            None => lines.push(format!("peer added: {}", peer.lease)),
+            Some(lease) if lease != peer.lease => {
+                lines.push(format!("peer changed: {lease} is now {}", peer.lease));
+            }
+            Some(_) => {}
+        }
     }
-    for lease in old.difference(&new) {
-        tracing::info!("peer gone or changed: {lease}");
+    let gone = old
+        .iter()
+        .filter(|(peer, _)| find(&after, &peer.lease).is_none());
+    lines.extend(gone.map(|(peer, _)| format!("peer gone: {}", peer.lease)));
+    for line in lines.iter().take(MAX_CHANGES) {
+        tracing::info!("{line}");
+    }
+    if lines.len() > MAX_CHANGES {
+        tracing::info!("and {} more changes of peers", lines.len() - MAX_CHANGES);
     }
 }
 
@@ -351,40 +382,66 @@ impl Node {
             peers: &peers,
             accept_node_source: self.snapshot.load_full().options.accept_node_source,
         };
-        let mut found = preflight::check(&self.netlink, &subject).await;
-        found.extend(self.device_gaps(&routes).await);
-        found
+        let mut found: Vec<_> = preflight::check(&self.netlink, &subject)
+            .await
             .into_iter()
             .map(|advice| Warning {
                 what: advice.what,
                 cure: advice.cure,
             })
-            .collect()
+            .collect();
+        // One is enough to see that the overlay network swallows the underlay; a few catch mixed ones.
+        for peer in peers.iter().take(MAX_ROUTES_ASKED) {
+            if let Ok(Some(Route { oif: Some(oif), .. })) = self.netlink.route_to(*peer).await {
+                if oif == self.link.index {
+                    found.push(Warning {
+                        what: format!(
+                            "the way to the peer {peer} leads into {} itself: packets to it are dropped as looped",
+                            self.device.name
+                        ),
+                        cure: format!(
+                            "ip route add {peer} via <the underlay's gateway> dev {}, or choose an overlay network that does not contain the underlay",
+                            self.iface.name
+                        ),
+                    });
+                }
+            }
+        }
+        found
     }
 
     /// What somebody took from the device since we set it up. Linux drops the IPv4 routes of a device that
     /// goes down, and does not bring them back with it.
-    async fn device_gaps(&self, wanted: &[IpNet]) -> Vec<Advice> {
+    async fn device_faults(&self) -> Vec<String> {
+        let wanted = self.view().routes.clone();
         let (name, index) = (&self.device.name, self.link.index);
-        if matches!(self.netlink.link(name).await, Ok(Some(link)) if !link.up) {
-            return vec![Advice {
-                what: format!("the device {name} is down: nothing enters or leaves the overlay"),
-                cure: format!("ip link set {name} up, and restart overlayd for its routes"),
-            }];
+        if matches!(self.netlink.link_by_index(index).await, Ok(Some(link)) if !link.up) {
+            return vec![format!(
+                "the device {name} is down: nothing enters or leaves the overlay; SIGHUP brings it up again, with its addresses and routes"
+            )];
         }
-        let Ok(routes) = self.netlink.routes().await else {
+        let (Ok(routes), Ok(addresses)) =
+            (self.netlink.routes().await, self.netlink.addresses().await)
+        else {
             return Vec::new();
         };
+        let is_there = |ip: &&IpAddr| addresses.iter().any(|a| a.ifindex == index && a.ip == **ip);
+        let lost = self
+            .device
+            .addresses
+            .iter()
+            .filter(|ip| !is_there(ip))
+            .map(|ip| format!("the address {ip} of {name} is gone; SIGHUP brings it back"));
         let missing = wanted.iter().filter(|prefix| {
             let leads_there = |route: &&Route| route.dst == **prefix && route.oif == Some(index);
             routes.iter().find(leads_there).is_none()
         });
-        missing
-            .map(|prefix| Advice {
-                what: format!("the route {prefix} into {name} is gone: its packets go elsewhere"),
-                cure: format!("ip route add {prefix} dev {name}"),
-            })
-            .collect()
+        let missing = missing.map(|prefix| {
+                format!(
+                    "the route {prefix} into {name} is gone: its packets go elsewhere; SIGHUP brings it back"
+                )
+            });
+        lost.chain(missing).collect()
     }
 
     /// The answer to one request on the control socket.
@@ -402,13 +459,13 @@ impl Node {
     }
 
     async fn status(&self) -> Status {
-        let warnings = self.warnings().await;
+        let (warnings, device_faults) = (self.warnings().await, self.device_faults().await);
         let vxlan = self.backend.vni.is_some();
         let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());
         let view = self.view();
-        let reasons: Vec<_> = view
-            .store_fault
+        let reasons: Vec<_> = device_faults
             .iter()
+            .chain(&view.store_fault)
             .chain(&view.config_fault)
             .chain(&view.route_faults)
             .cloned()

@@ -165,6 +165,7 @@ impl<E: Encapsulation> Classic<E> {
             }
             let forwarding = self.forwarding.load();
             let counts = &self.counters.inbound;
+            counts.overflow.add(self.underlay.take_overflow());
             self.inbound
                 .run(&mut self.batch, forwarding, counts, &mut self.out);
             deliver(

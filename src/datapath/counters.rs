@@ -54,6 +54,9 @@ pub struct Direction {
     pub checksums_completed: Cell,
     /// Datagrams accepted although reserved header bits were set; apart from the balance.
     pub reserved_bits: Cell,
+    /// Datagrams that the kernel dropped before we saw them: the socket's receive buffer was full, or the UDP
+    /// checksum wrong. Apart from the balance.
+    pub overflow: Cell,
 }
 
 impl Default for Direction {
@@ -71,6 +74,7 @@ impl Default for Direction {
             split: Cell::default(),
             checksums_completed: Cell::default(),
             reserved_bits: Cell::default(),
+            overflow: Cell::default(),
         }
     }
 }
@@ -174,6 +178,9 @@ pub struct DirectionCounts {
     pub checksums_completed: u64,
     /// Datagrams accepted with reserved bits set.
     pub reserved_bits: u64,
+    /// Datagrams that the kernel dropped before we saw them.
+    #[serde(default)]
+    pub overflow: u64,
 }
 
 impl From<&Direction> for DirectionCounts {
@@ -192,6 +199,7 @@ impl From<&Direction> for DirectionCounts {
             split: counts.split.get(),
             checksums_completed: counts.checksums_completed.get(),
             reserved_bits: counts.reserved_bits.get(),
+            overflow: counts.overflow.get(),
             ..DirectionCounts::default()
         };
         copy.packets_in = counts.packets_in.get();

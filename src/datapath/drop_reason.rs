@@ -89,7 +89,7 @@ drop_reasons! {
     BadChecksum => "bad-checksum", "bytes were damaged on the way: look at the underlay and its offloads";
     /// The device would not take the packet.
     DeviceRefused => "device-refused", "the overlay device is down or out of memory: see `ip -s link`";
-    /// The destination is a multicast, broadcast or link-local address, and there is nobody to send it to in TUN mode.
+    /// A multicast, broadcast or link-local destination: in TUN mode there is nobody to send it to.
     NotUnicast => "not-unicast", "harmless: the kernel probes its neighbourhood on every new device";
     /// No lease covers the destination; the sender was told Network Unreachable.
     NoLease => "no-lease", "look for a lease that covers the address: is the node up, is its lease refused?";
@@ -124,7 +124,7 @@ impl From<Reject> for DropReason {
             Reject::OwnMac => DropReason::OwnMac,
             Reject::Arp => DropReason::Arp,
             Reject::EtherType => DropReason::EtherType,
-            _ => DropReason::Malformed,
+            Reject::BadVersion | Reject::BadHeader | Reject::BadChecksum => DropReason::Malformed,
         }
     }
 }

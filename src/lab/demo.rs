@@ -120,6 +120,21 @@ impl Step {
     }
 }
 
+/// Says why there cannot be a demo of this kind now, if so. Nothing is made.
+///
+/// # Errors
+/// What is in the way.
+pub fn check(spec: &Spec) -> Result<()> {
+    if spec.nodes < 2 || spec.pods < 2 {
+        bail!(
+            "the demo needs at least 2 nodes with 2 pods each, not {} with {}",
+            spec.nodes,
+            spec.pods
+        );
+    }
+    Lab::check(spec)
+}
+
 /// Runs the demo in a lab of its own; `exe` is the overlayd that its daemons run.
 ///
 /// Once `cancel` is set the lab is taken down at once.
@@ -133,13 +148,7 @@ pub fn run(
     cancel: &Cancel,
     tell: &mut dyn FnMut(Tale<'_>),
 ) -> Result<Report> {
-    if spec.nodes < 2 || spec.pods < 2 {
-        bail!(
-            "the demo needs at least 2 nodes with 2 pods each, not {} with {}",
-            spec.nodes,
-            spec.pods
-        );
-    }
+    check(&spec)?;
     let begin = Instant::now();
     // The daemons are started later, one by one, to be seen.
     let wired = Spec {

@@ -90,6 +90,14 @@ pub fn read(lab: &str) -> Result<Option<State>> {
     Ok(Some(state))
 }
 
+/// Why a lab of this name cannot be built.
+pub(super) fn there_already(lab: &str) -> anyhow::Error {
+    let down = down_command(lab);
+    anyhow::anyhow!(
+        "there is a lab {lab:?} already: take it down with `{down}`, or choose another name"
+    )
+}
+
 /// The directory of a lab, locked: nobody else builds it or takes it down.
 #[derive(Debug)]
 pub(super) struct Locked {
@@ -103,8 +111,7 @@ impl Locked {
         let path = dir(&spec.name);
         make(&path).map_err(|e| {
             if e.kind() == io::ErrorKind::AlreadyExists {
-                let (name, down) = (&spec.name, down_command(&spec.name));
-                anyhow::anyhow!("there is a lab {name:?} already: take it down with `{down}`, or choose another name")
+                there_already(&spec.name)
             } else {
                 anyhow::Error::new(e).context(format!("cannot make {}", path.display()))
             }

@@ -3,6 +3,7 @@
 //! What stands on disk comes first and goes last ([`super::state`]), so whoever finds it can take the rest away: the
 //! same process when something fails or a person interrupts it, or `overlayd lab down` after a kill.
 
+mod guests;
 mod plan;
 mod status;
 mod wire;
@@ -19,6 +20,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use nix::{sys::signal::Signal, unistd::Uid};
 
+pub use guests::{Guest, guests};
 pub use plan::{Backend, DEFAULT_NAME, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Spec, Underlay};
 pub use status::{NodeStatus, PodStatus, Status, status};
 
@@ -113,6 +115,29 @@ impl Pod {
 }
 
 impl Lab {
+    /// Says why a lab of this kind cannot be built now, if so. Nothing is made.
+    ///
+    /// # Errors
+    /// What is wrong with the spec, or in the way.
+    pub fn check(spec: &Spec) -> Result<()> {
+        spec.validate()?;
+        need_root()?;
+        if !wire::has_ipv6() && (spec.ipv6 || spec.underlay != Underlay::V4) {
+            bail!("this kernel has no IPv6: build the lab without it");
+        }
+        if state::dir(&spec.name).exists() {
+            return Err(state::there_already(&spec.name));
+        }
+        // Namespaces of these names that no lab has recorded are somebody else's: not to be used, nor to be removed
+        // when we fail later.
+        if let [name, ..] = wire::taken(spec)?.as_slice() {
+            bail!(
+                "there is a network namespace {name} that is no lab's: remove it (`ip netns del {name}`), or choose another name for the lab"
+            );
+        }
+        Ok(())
+    }
+
     /// Builds a lab. `exe` is the overlayd that its daemons and holders run.
     ///
     /// `cancel` is asked between the steps; when it says true, or a step fails, everything made so far is removed.
@@ -120,23 +145,9 @@ impl Lab {
     /// # Errors
     /// [`Interrupted`] if `cancel` said so; otherwise what is wrong with the spec, or which step failed and why.
     pub fn up(spec: Spec, exe: &Path, cancel: Cancel<'_>) -> Result<Self> {
-        spec.validate()?;
-        need_root()?;
-        if !wire::has_ipv6() && (spec.ipv6 || spec.underlay != Underlay::V4) {
-            bail!("this kernel has no IPv6: build the lab without it");
-        }
+        Self::check(&spec)?;
         let stop = || if cancel() { Err(Interrupted) } else { Ok(()) };
         stop()?;
-        // Namespaces of these names that no lab has recorded are somebody else's: not to be used, nor to be removed
-        // when we fail later.
-        if let (false, [name, ..]) = (
-            state::dir(&spec.name).exists(),
-            wire::taken(&spec)?.as_slice(),
-        ) {
-            bail!(
-                "there is a network namespace {name} that is no lab's: remove it (`ip netns del {name}`), or choose another name for the lab"
-            );
-        }
         let locked = Locked::create(&spec)?;
         // From here on dropping it takes everything away; the lock must not stand in its way.
         let mut lab = Self {

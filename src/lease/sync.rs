@@ -1,7 +1,7 @@
 //! From leases to tables: which leases are taken, over which underlay family each peer is reached, and
 //! the header that goes in front of its packets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -133,18 +133,9 @@ pub fn sync<E: Encapsulation>(
     // Leases of another backend take no part: they neither carry packets nor claim addresses.
     let mut usable: Vec<&Lease> = Vec::new();
     for lease in leases {
-        let is_own = std::ptr::eq(lease, own);
-        let second = !is_own && lease.is_of(&ground.public);
-        let reason = if second {
-            Some(format!(
-                "a second lease with this node's public IP: {own} came first; remove one"
-            ))
-        } else {
-            foreign(lease, ground, E::NAME)
-        };
-        match reason {
+        match foreign(lease, ground, E::NAME) {
             None => usable.push(lease),
-            Some(reason) if is_own => {
+            Some(reason) if std::ptr::eq(lease, own) => {
                 return Err(NoOwnLease::Unusable {
                     lease: lease.to_string(),
                     reason,
@@ -158,12 +149,13 @@ pub fn sync<E: Encapsulation>(
     }
     let claims: Vec<Claim> = usable
         .iter()
-        .map(|lease| lease.claim(std::ptr::eq(*lease, own)))
+        // A node may hold several leases; those after the first only add subnets that are ours to deliver.
+        .map(|lease| lease.claim(lease.is_of(&ground.public)))
         .collect();
     let rib = Rib::build(&ground.network, &claims, &ground.routes);
     for (source, refusal) in rib.refused() {
         let subject = match source {
-            Source::Lease(index) if claims[*index].own => {
+            Source::Lease(index) if std::ptr::eq(usable[*index], own) => {
                 let (lease, reason) = (own.to_string(), refusal.to_string());
                 return Err(NoOwnLease::Unusable { lease, reason });
             }
@@ -183,6 +175,7 @@ pub fn sync<E: Encapsulation>(
     tables.own(ground.public);
     let mut peers: Vec<PeerLeases> = Vec::new();
     let mut ids: HashMap<usize, PeerId> = HashMap::new();
+    let mut taken: HashSet<*const PeerCounters> = HashSet::new();
     let prefixes = |index: usize| claims[index].subnets();
     for &index in rib.accepted() {
         if claims[index].own {
@@ -190,10 +183,11 @@ pub fn sync<E: Encapsulation>(
             continue;
         }
         let lease = usable[index];
-        let counters = lease
-            .endpoint()
-            .ips()
-            .find_map(|ip| known.get(&ip).cloned());
+        let mut before = lease.endpoint().ips().filter_map(|ip| known.get(&ip));
+        // A node whose lease was parted in two has two peers now: one of them starts anew.
+        let counters = before
+            .find(|counters| taken.insert(Arc::as_ptr(counters)))
+            .cloned();
         let peer = tables.peer(lease.endpoint(), counters.unwrap_or_default());
         ids.insert(index, peer);
         match peers.get_mut(peer as usize) {
@@ -415,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn other_backends_vnis_and_second_leases_of_ours_are_reported_and_left_out() {
+    fn other_backends_and_vnis_are_left_out_and_a_second_lease_of_ours_is_ours() {
         let json = r#"[
           {"Subnet": "10.244.1.0/24", "PublicIP": "10.99.0.1"},
           {"Subnet": "10.244.2.0/24", "PublicIP": "10.99.0.2", "BackendType": "udp"},
@@ -425,10 +419,13 @@ mod tests {
         ]"#;
         let synced = synced(&ground(dual()), json);
         let reasons: Vec<_> = synced.objections.iter().map(|o| &*o.reason).collect();
-        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert_eq!(reasons.len(), 2, "{reasons:?}");
         assert!(reasons[0].contains("backend `udp`"));
         assert!(reasons[1].contains("VNI 7"));
-        assert!(reasons[2].contains("second lease"));
+        assert_eq!(
+            synced.tables.route("10.244.4.1".parse().unwrap()),
+            Route::Local
+        );
         assert_eq!(synced.tables.peers().len(), 1);
     }
 

@@ -53,12 +53,24 @@ pub fn ask(socket: &Path, request: &str) -> Result<Value, AskError> {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Unreachable(socket.into()),
         _ => broken(error.to_string()),
     })?;
-    let line = exchange(stream, request).map_err(|error| broken(error.to_string()))?;
+    let line = match exchange(stream, request) {
+        // The daemon is no more: it ended between our call and its answer.
+        Ok(line) if line.is_empty() => return Err(AskError::Unreachable(socket.into())),
+        Err(error) if gone(&error) => return Err(AskError::Unreachable(socket.into())),
+        exchanged => exchanged.map_err(|error| broken(error.to_string()))?,
+    };
     let answer: Value = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
     match answer.get("error").and_then(Value::as_str) {
         Some(error) => Err(broken(error.to_owned())),
         None => Ok(answer),
     }
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 fn exchange(mut stream: UnixStream, request: &str) -> io::Result<String> {

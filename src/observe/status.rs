@@ -201,9 +201,14 @@ impl Status {
             Health::Ok => "ok",
             Health::Degraded => "DEGRADED",
         };
+        let refused = match self.refused.len() {
+            0 => String::new(),
+            1 => ", 1 lease or route not taken".into(),
+            n => format!(", {n} leases or routes not taken"),
+        };
         writeln!(
             to,
-            "{}: {health}, up {}, overlayd {}, pid {}",
+            "{}: {health}{refused}, up {}, overlayd {}, pid {}",
             self.node,
             duration(self.uptime_seconds),
             self.program_version,
@@ -255,6 +260,13 @@ impl Status {
                 .unwrap_or_default()
         )?;
 
+        if !self.refused.is_empty() {
+            writeln!(to, "\nnot taken")?;
+            for objection in &self.refused {
+                writeln!(to, "  {}: {}", objection.subject, objection.reason)?;
+            }
+        }
+
         writeln!(to, "\npeers     {}", self.peers.len())?;
         if !self.peers.is_empty() {
             let names: Vec<_> = self.peers.iter().map(Peer::prefixes).collect();
@@ -283,12 +295,6 @@ impl Status {
                 )?;
             }
         }
-        if !self.refused.is_empty() {
-            writeln!(to, "\nnot taken")?;
-            for objection in &self.refused {
-                writeln!(to, "  {}: {}", objection.subject, objection.reason)?;
-            }
-        }
 
         writeln!(
             to,
@@ -302,14 +308,21 @@ impl Status {
                 counts.packets_in, counts.forwarded, counts.dropped, counts.queued
             )?;
         }
+        if self.inbound.overflow > 0 {
+            writeln!(
+                to,
+                "\n{} datagrams were dropped by the kernel: the socket's buffer was full, or the UDP checksum wrong",
+                self.inbound.overflow
+            )?;
+        }
         if !self.drops.is_empty() {
             writeln!(to, "\ndrops")?;
             let width = self.drops.iter().map(|d| d.reason.len()).max().unwrap_or(0);
             for drop in &self.drops {
                 writeln!(
                     to,
-                    "  {:8}  {:width$}  {:>10}  {}\n            {:width$}              -> {}",
-                    drop.direction, drop.reason, drop.packets, drop.meaning, "", drop.advice
+                    "  {:8}  {:width$}  {:>10}\n      {}\n      -> {}",
+                    drop.direction, drop.reason, drop.packets, drop.meaning, drop.advice
                 )?;
             }
         }

@@ -55,6 +55,10 @@ struct Port {
     /// The ToS or traffic class that the socket sends with now.
     tos: u8,
     control: Vec<u8>,
+    /// The kernel's count of datagrams dropped for want of buffer, as it was told last.
+    lost: u32,
+    /// What of it nobody has taken yet.
+    overflow: u64,
 }
 
 impl Underlay {
@@ -118,6 +122,12 @@ impl Underlay {
         port.receive(frame)
     }
 
+    /// Datagrams that the kernel dropped since the last call: the receive buffer was full, or the checksum wrong.
+    pub fn take_overflow(&mut self) -> u64 {
+        let ports = [&mut self.v4, &mut self.v6].into_iter().flatten();
+        ports.map(|port| std::mem::take(&mut port.overflow)).sum()
+    }
+
     /// The socket of a family, to wait on.
     pub fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
         let port = match family {
@@ -157,12 +167,16 @@ impl Port {
             socket.set_recv_buffer_size(BUFFER)?;
         }
         socket.set_send_buffer_size(BUFFER)?;
+        // With each datagram the kernel says how many it dropped before (socket(7)).
+        setsockopt(&socket, sockopt::RxqOvfl, &1)?;
         socket.bind(&at.into())?;
-        let control = nix::cmsg_space!(libc::c_int);
+        let control = nix::cmsg_space!(libc::c_int, u32);
         Ok(Port {
             socket: socket.into(),
             tos: 0,
             control,
+            lost: 0,
+            overflow: 0,
         })
     }
 
@@ -196,16 +210,19 @@ impl Port {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let mut tos = 0;
+            let (mut tos, mut lost) = (0, self.lost);
             for control in message.cmsgs()? {
                 match control {
                     ControlMessageOwned::Ipv4Tos(mark) => tos = mark,
                     ControlMessageOwned::Ipv6TClass(mark) => tos = u8::try_from(mark).unwrap_or(0),
+                    ControlMessageOwned::RxqOvfl(count) => lost = count,
                     _ => {}
                 }
             }
             let source = message.address.as_ref().and_then(source_ip);
             let len = message.bytes;
+            self.overflow += u64::from(lost.wrapping_sub(self.lost));
+            self.lost = lost;
             frame.source = source;
             frame.tos = tos;
             return Ok(Some(len));
@@ -216,4 +233,52 @@ impl Port {
 fn source_ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|at| IpAddr::V4(at.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|at| IpAddr::V6(at.ip())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::batch::Batch;
+
+    const OPTIONS: SocketOptions = SocketOptions {
+        dont_fragment: DontFragment::Unset,
+        udp6_zero_checksum: false,
+    };
+
+    /// Reads all that is there, and says how many datagrams that were.
+    fn drain(underlay: &mut Underlay) -> u64 {
+        let mut batch = Batch::new(1);
+        let mut count = 0;
+        loop {
+            batch.clear();
+            let receive = |frame: &mut Frame| underlay.receive(Family::V4, frame);
+            if !batch.fill(receive).unwrap() {
+                return count;
+            }
+            count += 1;
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_drops_for_want_of_buffer_is_counted() {
+        let ip = Ipv4Addr::LOCALHOST;
+        let mut underlay = Underlay::bind(Some(ip), None, 0, OPTIONS).unwrap();
+        let at = underlay.v4.as_ref().unwrap().socket.local_addr().unwrap();
+        let sender = UdpSocket::bind((ip, 0)).unwrap();
+        let mut sent = 0;
+        // More than the buffer holds, whatever the kernel made of the size asked for.
+        for _ in 0..20_000 {
+            sender.send_to(&[0; 1400], at).unwrap();
+            sent += 1;
+        }
+        let mut received = drain(&mut underlay);
+        // The count travels with the next datagram that finds room.
+        sender.send_to(&[0; 1400], at).unwrap();
+        sent += 1;
+        received += drain(&mut underlay);
+        let lost = underlay.take_overflow();
+        assert!(lost > 0, "{received} of {sent} received");
+        assert_eq!(received + lost, sent);
+        assert_eq!(underlay.take_overflow(), 0);
+    }
 }

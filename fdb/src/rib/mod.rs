@@ -10,14 +10,15 @@
 //! 2. its subnets are written without host bits, lie inside the overlay network, and leave room on either side: for pods, and
 //!    for other nodes;
 //! 3. its public IPs are not those of two nodes at once;
-//! 4. its subnets cover no public IP: not its own, not ours, not that of any other well-formed claim. Such a lease would pull
-//!    the underlay's traffic into the overlay, where the packets that carry it would be carried again;
-//! 5. its subnets overlap no accepted lease.
+//! 4. its subnets cover no public IP: not its own, not ours, not that of an accepted lease. Such a lease would pull the
+//!    underlay's traffic into the overlay, where the packets that carry it would be carried again;
+//! 5. its public IPs lie in no accepted lease: of a subnet and a public IP that collide, the first stands, so that a slip in
+//!    one lease never costs an earlier one its place;
+//! 6. its subnets overlap no accepted lease.
 //!
 //! A lease is refused whole, both families, since half a lease is a node that answers on one family
 //! and is lost on the other. A refused lease takes nothing from those after it: its subnets are
-//! free. Only its public IP still counts for rule 4 when it was well-formed (1, 2, and its own
-//! public IP not inside its own subnet), because the host behind it is likely there.
+//! free, its public IPs count for nothing. Only our own public IPs always count: we are there.
 
 mod refusal;
 #[cfg(test)]
@@ -163,8 +164,9 @@ struct Judge<'a> {
     claims: &'a [Claim],
     /// Rules 1 and 2, asked of all claims beforehand.
     formed: Vec<Result<(), Refusal>>,
-    /// The public IPs that no prefix may cover, each with the first claim that has it. IPv4 sorts
-    /// before IPv6, so one map serves both families, here and below.
+    /// The public IPs that no prefix may cover, ours and those of accepted claims, each with the
+    /// first claim that has it. IPv4 sorts before IPv6, so one map serves both families, here and
+    /// below.
     public: BTreeMap<IpAddr, usize>,
     /// The subnets accepted so far, which do not overlap: first address -> (last address, subnet,
     /// claim).
@@ -183,12 +185,10 @@ impl<'a> Judge<'a> {
             .map(|(index, claim)| well_formed(network, index, claim))
             .collect();
         let mut public = BTreeMap::new();
-        for (index, claim) in claims.iter().enumerate() {
-            // We are here whatever our claim looks like.
-            if formed[index].is_ok() || claim.own {
-                for ip in claim.public.ips() {
-                    public.entry(ip).or_insert(index);
-                }
+        // We are here whatever our claim looks like, and wherever it stands.
+        for (index, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.own) {
+            for ip in claim.public.ips() {
+                public.entry(ip).or_insert(index);
             }
         }
         Self {
@@ -207,6 +207,11 @@ impl<'a> Judge<'a> {
         let node = self.node_of(index)?;
         for subnet in claim.subnets() {
             self.covers_no_public_ip(subnet)?;
+        }
+        for ip in claim.public.ips() {
+            self.lies_in_no_lease(ip)?;
+        }
+        for subnet in claim.subnets() {
             self.overlaps_no_lease(subnet)?;
         }
         // Nothing is entered before every rule has passed for both families.
@@ -216,6 +221,7 @@ impl<'a> Judge<'a> {
         }
         for ip in claim.public.ips() {
             self.nodes.entry(ip).or_insert(node);
+            self.public.entry(ip).or_insert(index);
         }
         Ok(())
     }
@@ -262,6 +268,18 @@ impl<'a> Judge<'a> {
         }
     }
 
+    fn lies_in_no_lease(&self, ip: IpAddr) -> Result<(), Refusal> {
+        match self.taken.range(..=ip).next_back() {
+            Some((_, &(last, with, other))) if last >= ip => Err(Refusal::PublicIpLeased {
+                ip,
+                with,
+                of: self.claims[other].public,
+                other: Source::Lease(other),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn overlaps_no_lease(&self, prefix: IpNet) -> Result<(), Refusal> {
         // Accepted subnets are disjoint, so the one that starts last before our end also ends last:
         // it overlaps, or none does.
@@ -277,7 +295,7 @@ impl<'a> Judge<'a> {
     }
 
     /// A static route may lie inside a lease or around it, since the longest prefix decides; it may
-    /// not be one.
+    /// not be one, nor take from us what we hold.
     fn route(&mut self, index: usize, route: &StaticRoute) -> Result<AcceptedRoute, Refusal> {
         let prefix = route.prefix;
         no_host_bits(prefix)?;
@@ -285,8 +303,10 @@ impl<'a> Judge<'a> {
             return Err(Refusal::UnknownVia { via: route.via });
         };
         self.covers_no_public_ip(prefix)?;
-        if let Some(&(_, with, other)) = self.taken.get(&prefix.network()) {
-            if with == prefix {
+        // The lease that the prefix is, or lies in.
+        if let Some((_, &(_, with, other))) = self.taken.range(..=prefix.network()).next_back() {
+            let from_us = self.claims[other].own && !self.claims[claim].own;
+            if with == prefix || from_us && with.contains(&prefix) {
                 let of = self.claims[other].public;
                 return Err(Refusal::Overlaps {
                     prefix,

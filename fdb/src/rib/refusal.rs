@@ -77,6 +77,17 @@ pub enum Refusal {
         /// The lease that carries it; may be the refused one itself.
         other: Source,
     },
+    /// The public IP lies in the subnet of an accepted lease.
+    PublicIpLeased {
+        /// The public IP.
+        ip: IpAddr,
+        /// The accepted subnet.
+        with: IpNet,
+        /// The public IPs of the node that holds it.
+        of: Endpoint,
+        /// Its lease.
+        other: Source,
+    },
     /// An accepted lease has these addresses already.
     Overlaps {
         /// The lease's subnet or the route's destinations.
@@ -171,6 +182,13 @@ impl fmt::Display for Refusal {
                     f,
                     "{prefix} covers {ip}, which is {whose} public IP, so packets to that node would be sent into the overlay again; \
                      use a prefix that does not overlap the underlay, or correct the public IP"
+                )
+            }
+            Refusal::PublicIpLeased { ip, with, of, .. } => {
+                write!(
+                    f,
+                    "its public IP {ip} lies in {with}, which is leased to the node at {of} and comes first; \
+                     give the node's address on the underlay"
                 )
             }
             Refusal::Overlaps {

@@ -201,22 +201,32 @@ fn a_lease_must_not_cover_a_public_ip() {
             other: Source::Lease(other),
         }
     };
-    // Another's, whether it comes before or after.
+    // An earlier one's.
     let rib = judged(&["10.244.1.0/24 10.99.0.1", "10.99.0.0/24 192.0.2.1"]);
     assert_eq!(
         rib.refused(),
         [(Source::Lease(1), covering("10.99.0.1", false, 0))]
     );
+    // A slip in a later lease's public IP costs that lease, not the one that stands there.
     let rib = judged(&["10.99.0.0/24 192.0.2.1", "10.244.1.0/24 10.99.0.1"]);
-    assert_eq!(
-        rib.refused(),
-        [(Source::Lease(0), covering("10.99.0.1", false, 1))]
-    );
+    let leased = Refusal::PublicIpLeased {
+        ip: "10.99.0.1".parse().unwrap(),
+        with: "10.99.0.0/24".parse().unwrap(),
+        of: claim("10.99.0.0/24 192.0.2.1").public,
+        other: Source::Lease(0),
+    };
+    assert_eq!(rib.refused(), [(Source::Lease(1), leased)]);
     // Its own.
     let rib = judged(&["10.99.0.0/24 10.99.0.9"]);
     assert_eq!(
         rib.refused(),
         [(Source::Lease(0), covering("10.99.0.9", false, 0))]
+    );
+    // Ours, even when our own lease comes later.
+    let rib = judged(&["10.99.0.0/24 192.0.2.1", "10.244.1.0/24 10.99.0.1 own"]);
+    assert_eq!(
+        rib.refused(),
+        [(Source::Lease(0), covering("10.99.0.1", true, 1))]
     );
     // Ours, even when our own lease is refused.
     let rib = judged(&["192.168.1.0/24 10.99.0.1 own", "10.99.0.0/24 192.0.2.1"]);
@@ -250,6 +260,22 @@ fn one_node_may_hold_several_leases_but_not_the_address_of_two() {
         last_refused(&[ONE, "10.244.8.0/24 10.99.0.1"]),
         Refusal::SharesPublicIp { .. }
     ));
+}
+
+#[test]
+fn a_static_route_takes_nothing_from_us() {
+    let claims = claims(&[ONE, TWO]);
+    let routes = [
+        route("10.244.1.0/25", "10.99.0.2"),
+        route("10.244.1.0/25", "10.99.0.1"),
+        route("10.244.2.0/25", "10.99.0.1"),
+    ];
+    let rib = Rib::build(&network(), &claims, &routes);
+    let taken: Vec<_> = rib.routes().iter().map(|route| route.route).collect();
+    assert_eq!(taken, [1, 2]);
+    let (source, refusal) = &rib.refused()[0];
+    assert_eq!(*source, Source::Route(0));
+    assert!(matches!(refusal, Refusal::Overlaps { .. }), "{refusal}");
 }
 
 #[test]
@@ -368,7 +394,7 @@ fn refusals_say_what_with_whom_and_what_to_do() {
     );
 }
 
-/// Rules 1 to 5 as they are written down, each pair compared.
+/// Rules 1 to 6 as they are written down, each pair compared.
 fn model(network: &Network, claims: &[Claim]) -> Vec<usize> {
     let well_formed = |claim: &Claim| {
         let fits = |net: IpNet| match net {
@@ -395,12 +421,16 @@ fn model(network: &Network, claims: &[Claim]) -> Vec<usize> {
     let mut accepted: Vec<usize> = Vec::new();
     let mut nodes: Vec<(IpAddr, usize)> = Vec::new();
     for (index, claim) in claims.iter().enumerate() {
-        let covers = claims.iter().any(|other| {
-            (other.own || well_formed(other))
+        let covers = claims.iter().enumerate().any(|(place, other)| {
+            (other.own || accepted.contains(&place))
                 && other
                     .public
                     .ips()
                     .any(|ip| claim.subnets().any(|net| net.contains(&ip)))
+        });
+        let leased = accepted.iter().any(|other| {
+            let mut subnets = claims[*other].subnets();
+            subnets.any(|theirs| claim.public.ips().any(|ip| theirs.contains(&ip)))
         });
         let overlaps = accepted.iter().any(|other| {
             claims[*other].subnets().any(|theirs| {
@@ -416,7 +446,7 @@ fn model(network: &Network, claims: &[Claim]) -> Vec<usize> {
             .collect();
         same.dedup();
         let clash = same.len() > 1 || same.iter().any(|node| claims[*node].own != claim.own);
-        if well_formed(claim) && !covers && !overlaps && !clash {
+        if well_formed(claim) && !covers && !leased && !overlaps && !clash {
             let node = same.first().copied().unwrap_or(index);
             nodes.extend(
                 claim
@@ -502,11 +532,10 @@ proptest! {
         }
     }
 
-    /// Whoever comes later, with public IPs of the underlay only, changes nothing for those before.
+    /// Whoever comes later changes nothing for those before, but for ourselves, whose public IPs always count.
     #[test]
     fn later_claims_do_not_unseat_earlier_ones(mut claims in prop::collection::vec(any_claim(), 0..40), cut in 0..40_usize) {
-        let overlay = network().v4.unwrap();
-        claims.retain(|claim| claim.public.v4.is_none_or(|ip| !overlay.contains(&ip)));
+        claims.retain(|claim| !claim.own);
         let cut = cut.min(claims.len());
         let all = Rib::build(&network(), &claims, &[]);
         let some = Rib::build(&network(), &claims[..cut], &[]);

@@ -45,6 +45,8 @@ pub struct NodeStatus {
     pub daemon: Option<u32>,
     /// The control socket of its overlayd.
     pub socket: PathBuf,
+    /// The log of its overlayd.
+    pub log: PathBuf,
     /// Its pods.
     pub pods: Vec<PodStatus>,
 }
@@ -97,6 +99,7 @@ pub fn status(name: &str) -> Result<Status> {
             .collect(),
         daemon: pid(&plan.name),
         socket: state::dir(name).join(&plan.name).join("overlayd.sock"),
+        log: state::dir(name).join(&plan.name).join("overlayd.log"),
         pods: plan.pods.iter().map(pod).collect(),
         name: plan.name,
         namespace: plan.namespace,
