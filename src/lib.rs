@@ -47,3 +47,4 @@ pub mod lab;
 pub mod lease;
 pub mod observe;
 pub mod sys;
+pub mod teach;

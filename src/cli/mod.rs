@@ -4,6 +4,7 @@
 
 mod config;
 mod lab;
+mod mtu;
 mod run;
 mod status;
 
@@ -61,6 +62,8 @@ enum Command {
     Config(config::Args),
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
     Lab(lab::LabArgs),
+    /// What each encapsulation costs: header budget, MTU, MSS and goodput
+    Mtu(mtu::Args),
 }
 
 /// Where the daemon listens for commands.
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),
+        Command::Mtu(args) => mtu::main(&args),
     };
     exit.into()
 }
