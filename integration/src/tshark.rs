@@ -22,7 +22,7 @@ pub fn is_installed() -> bool {
 /// The values of `fields` in each frame of `file`, empty where a frame has no such field.
 ///
 /// UDP datagrams of `port` are taken for `protocol` (`ip` or `vxlan`). Checksums are verified, TCP streams are not
-/// re-assembled.
+/// re-assembled, and their numbers not made relative.
 ///
 /// # Errors
 /// If tshark does not run, or fails: an unknown field, no capture file.
@@ -42,6 +42,7 @@ pub fn fields(
         "tcp.check_checksum:TRUE",
         "udp.check_checksum:TRUE",
         "tcp.desegment_tcp_streams:FALSE",
+        "tcp.relative_sequence_numbers:FALSE",
     ] {
         command.arg("-o").arg(preference);
     }

@@ -3,6 +3,7 @@
 //! stdout is for results, stderr for talk. Exit codes are a contract: see [`Exit`].
 
 mod config;
+mod dissect;
 mod lab;
 mod mtu;
 mod run;
@@ -62,6 +63,8 @@ enum Command {
     Config(config::Args),
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
     Lab(lab::LabArgs),
+    /// Every byte of captured or given frames, explained
+    Dissect(dissect::Args),
     /// What each encapsulation costs: header budget, MTU, MSS and goodput
     Mtu(mtu::Args),
 }
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),
+        Command::Dissect(args) => dissect::main(&args),
         Command::Mtu(args) => mtu::main(&args),
     };
     exit.into()

@@ -1,0 +1,559 @@
+use std::fs;
+use std::path::Path;
+
+use etherparse::PacketBuilder;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::teach::capture::{Capture, Link};
+
+const LINKS: [Link; 5] = [
+    Link::Ethernet,
+    Link::Raw,
+    Link::Cooked,
+    Link::Cooked2,
+    Link::Unknown(7),
+];
+
+fn read(frame: &[u8], link: Link) -> Dissection {
+    let mut dissection = Dissection::default();
+    dissection.read(frame, frame.len(), link, &Ports::default());
+    check(frame, frame.len(), &dissection);
+    dissection
+}
+
+/// What holds of every dissection: each bit is in exactly one field, in order, and the sum adds up.
+fn check(frame: &[u8], wire_len: usize, dissection: &Dissection) {
+    let mut bit = 0;
+    for field in &dissection.fields {
+        assert_eq!(field.bit, bit, "{field:?} in {dissection:#?}");
+        assert!(field.bits > 0 && !field.name.is_empty() && !field.short.is_empty());
+        bit += field.bits;
+    }
+    assert_eq!(bit, frame.len() * 8, "{dissection:#?}");
+    let (mut byte, mut index) = (0, 0);
+    for layer in &dissection.layers {
+        assert_eq!(
+            (layer.bytes.start, layer.fields.start),
+            (byte, index),
+            "{dissection:#?}"
+        );
+        (byte, index) = (layer.bytes.end, layer.fields.end);
+        assert!(layer.depth <= MAX_DEPTH && !layer.name.is_empty());
+        assert!(layer.role != Role::Header || !layer.source.is_empty());
+    }
+    assert_eq!((byte, index), (frame.len(), dissection.fields.len()));
+    for field in &dissection.fields {
+        let number = frame[field.bytes()]
+            .iter()
+            .fold(0u128, |number, &byte| number << 8 | u128::from(byte));
+        if let Value::Number(value) | Value::Hex(value) = field.value {
+            let below = field.bytes().end * 8 - field.bit - field.bits;
+            assert_eq!(
+                u128::from(value),
+                number >> below & ((1 << field.bits) - 1),
+                "{field:?}"
+            );
+        }
+    }
+    if let Some(sum) = dissection.sum {
+        assert_eq!(sum.original + sum.overhead + sum.padding, sum.wire);
+        assert_eq!(sum.wire, wire_len);
+        assert_eq!(dissection.layers[sum.layer].bytes.start, sum.overhead);
+    }
+}
+
+fn field<'d>(dissection: &'d Dissection, layer: &str, name: &str) -> &'d Field {
+    let of_layer = dissection.layers.iter().filter(|found| found.name == layer);
+    of_layer
+        .flat_map(|layer| dissection.fields_of(layer))
+        .find(|field| field.name == name)
+        .unwrap_or_else(|| panic!("no {name} of {layer} in {dissection:#?}"))
+}
+
+fn names(dissection: &Dissection) -> Vec<&str> {
+    dissection.layers.iter().map(|layer| layer.name).collect()
+}
+
+fn problems(dissection: &Dissection) -> Vec<String> {
+    let text = |problem: &Problem| format!("{}: {}", problem.at, problem.text);
+    dissection.problems.iter().map(text).collect()
+}
+
+/// An Ethernet frame with a UDP datagram to `port`.
+fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([10, 99, 0, 1], [10, 99, 0, 2], 64)
+        .udp(50_000, port)
+        .write(&mut frame, payload)
+        .unwrap();
+    frame
+}
+
+/// The same, in VXLAN.
+fn vxlan(frame: &[u8]) -> Vec<u8> {
+    udp(4789, &[&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat())
+}
+
+fn tcp6() -> Vec<u8> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv6([1; 16], [2; 16], 64)
+        .tcp(1, 2, 3, 4)
+        .write(&mut packet, b"payload")
+        .unwrap();
+    packet
+}
+
+#[test]
+fn a_packet_in_vxlan() {
+    let dissection = read(&vxlan(&udp(53, b"hello")), Link::Ethernet);
+    let names = names(&dissection);
+    assert_eq!(
+        names,
+        [
+            "Ethernet", "IPv4", "UDP", "VXLAN", "Ethernet", "IPv4", "UDP", "payload"
+        ]
+    );
+    assert_eq!(problems(&dissection), [""; 0]);
+    assert_eq!(
+        field(&dissection, "VXLAN", "network identifier").value,
+        Value::Number(1)
+    );
+    let verdicts: Vec<_> = dissection
+        .fields
+        .iter()
+        .filter_map(|field| field.checksum)
+        .collect();
+    assert_eq!(verdicts, [Verdict::Right; 4]);
+    let sum = Sum {
+        layer: 5,
+        original: 33,
+        overhead: 64,
+        padding: 0,
+        wire: 97,
+    };
+    assert_eq!(dissection.sum, Some(sum));
+    assert_eq!(
+        dissection.summary,
+        "10.99.0.1 > 10.99.0.2 UDP 50000 > 4789 | VXLAN 1: 10.99.0.1 > 10.99.0.2 UDP 50000 > 53"
+    );
+}
+
+#[test]
+fn ports_decide_what_a_datagram_carries() {
+    let inner = tcp6();
+    let frame = udp(8285, &inner);
+    let dissection = read(&frame, Link::Ethernet);
+    assert_eq!(
+        names(&dissection),
+        [
+            "Ethernet",
+            "IPv4",
+            "UDP",
+            "flannel udp",
+            "IPv6",
+            "TCP",
+            "payload"
+        ]
+    );
+    let mut ports = Ports::default();
+    ports.insert(8285, Tunnel::Vxlan);
+    ports.insert(99, Tunnel::Udp);
+    let mut other = Dissection::default();
+    other.read(&frame, frame.len(), Link::Ethernet, &ports);
+    assert_eq!(other.layers[3].name, "VXLAN");
+    let frame = udp(99, &inner);
+    other.read(&frame, frame.len(), Link::Ethernet, &ports);
+    assert_eq!(other.layers[3].name, "flannel udp");
+}
+
+#[test]
+fn every_state_of_a_checksum() {
+    let at = 14 + 20 + 6;
+    let good = udp(53, b"hello");
+    let verdict = |frame: &[u8]| field(&read(frame, Link::Ethernet), "UDP", "checksum").checksum;
+    let right = u16::from_be_bytes([good[at], good[at + 1]]);
+    assert_eq!(verdict(&good), Some(Verdict::Right));
+    let with = |value: u16| {
+        let mut frame = good.clone();
+        frame[at..at + 2].copy_from_slice(&value.to_be_bytes());
+        frame
+    };
+    assert_eq!(verdict(&with(right ^ 1)), Some(Verdict::Wrong(right)));
+    assert_eq!(verdict(&with(0)), Some(Verdict::Absent));
+    let inner = encap::Inner::parse(&good[14..]).unwrap();
+    let pseudo = encap::checksum::pseudo_header(&inner, 13);
+    let unfinished = with(pseudo);
+    assert_eq!(verdict(&unfinished), Some(Verdict::Unfinished(right)));
+
+    // A tunnel's checksum is computed as if the one inside were finished.
+    let mut outer = vxlan(&good);
+    let inside = 14 + 20 + 8 + 8 + at;
+    outer[inside..inside + 2].copy_from_slice(&pseudo.to_be_bytes());
+    assert_eq!(verdict(&outer), Some(Verdict::Deferred));
+    outer[at] ^= 0x10;
+    assert!(matches!(verdict(&outer), Some(Verdict::Wrong(_))));
+
+    let mut bad_header = good.clone();
+    bad_header[14 + 8] -= 1;
+    let right = u16::from_be_bytes([good[24], good[25]]);
+    let dissection = read(&bad_header, Link::Ethernet);
+    let found = field(&dissection, "IPv4", "header checksum").checksum;
+    assert_eq!(
+        found,
+        Some(Verdict::Wrong(encap::checksum::update_u16(
+            right, 0x4011, 0x3f11
+        )))
+    );
+
+    let mut cut = Dissection::default();
+    cut.read(
+        &good[..good.len() - 1],
+        good.len(),
+        Link::Ethernet,
+        &Ports::default(),
+    );
+    let found = field(&cut, "UDP", "checksum").checksum;
+    assert_eq!(
+        found,
+        Some(Verdict::Unknown("not all that it covers was captured"))
+    );
+    assert_eq!(
+        problems(&cut),
+        ["46: the capture kept only the first 46 of the frame's 47 bytes"]
+    );
+    assert_eq!(cut.sum.unwrap().wire, 47);
+}
+
+#[test]
+fn nesting_is_bounded() {
+    let mut frame = udp(53, b"x");
+    for _ in 0..MAX_DEPTH {
+        frame = vxlan(&frame);
+    }
+    let dissection = read(&frame, Link::Ethernet);
+    assert_eq!(dissection.layers.last().unwrap().depth, MAX_DEPTH);
+    assert_eq!(problems(&dissection), [""; 0]);
+    assert_eq!(dissection.sum.unwrap().original, 29);
+    let dissection = read(&vxlan(&frame), Link::Ethernet);
+    assert!(
+        problems(&dissection)[0].ends_with("nested more than 8 times: not taken apart further")
+    );
+    // IP in IP alone could nest 3,000 times in a frame.
+    let mut packets = Vec::new();
+    for nested in 0..3000u16 {
+        packets.extend([0x45, 0]);
+        packets.extend((60_000 - nested * 20).to_be_bytes());
+        packets.extend([0, 0, 0, 0, 64, 4, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    }
+    assert_eq!(
+        read(&packets, Link::Raw).layers.len(),
+        1 + usize::from(MAX_DEPTH) + 1
+    );
+}
+
+#[test]
+fn fragments_are_said_to_be_such() {
+    let mut whole = udp(53, &[7; 64])[14..].to_vec();
+    // etherparse forbids fragmentation.
+    whole[6] = 0;
+    let inner = encap::Inner::parse(&whole).unwrap();
+    let mut fragments = encap::Fragments::new(&whole, &inner, 60).unwrap();
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    fragments.next_into(&mut first).unwrap();
+    fragments.next_into(&mut second).unwrap();
+    let dissection = read(&first, Link::Raw);
+    assert_eq!(names(&dissection), ["IPv4", "UDP", "payload"]);
+    let found = field(&dissection, "UDP", "checksum").checksum;
+    assert_eq!(
+        found,
+        Some(Verdict::Unknown(
+            "covers all fragments, and this is one of them"
+        ))
+    );
+    assert!(
+        field(&dissection, "IPv4", "fragment offset")
+            .meaning
+            .starts_with("the first fragment")
+    );
+    assert_eq!(problems(&dissection), [""; 0]);
+    let dissection = read(&second, Link::Raw);
+    assert_eq!(names(&dissection), ["IPv4", "fragment"]);
+    assert!(
+        field(&dissection, "IPv4", "fragment offset")
+            .meaning
+            .contains("at byte 40")
+    );
+    assert!(dissection.summary.ends_with("UDP, fragment at 40"));
+}
+
+#[test]
+fn an_icmp_error_quotes_what_caused_it() {
+    let quoted = &udp(8472, &[8, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3])[14..];
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4([10, 99, 0, 2], [10, 99, 0, 1], 64)
+        .icmpv4_raw(3, 4, [0, 0, 5, 0xaa])
+        .write(&mut packet, quoted)
+        .unwrap();
+    let dissection = read(&packet, Link::Raw);
+    assert_eq!(
+        names(&dissection),
+        ["IPv4", "ICMP", "IPv4", "UDP", "VXLAN", "Ethernet"]
+    );
+    assert_eq!(
+        field(&dissection, "ICMP", "next-hop MTU").value,
+        Value::Number(1450)
+    );
+    assert!(dissection.layers[2..].iter().all(|layer| layer.quoted));
+    // That the quotation is cut is as it should be; the sum is that of the error.
+    assert_eq!(problems(&dissection), [""; 0]);
+    assert_eq!(
+        (
+            dissection.sum.unwrap().layer,
+            dissection.sum.unwrap().original
+        ),
+        (0, packet.len())
+    );
+    assert_eq!(
+        dissection.summary,
+        "10.99.0.2 > 10.99.0.1 ICMP destination unreachable"
+    );
+}
+
+#[test]
+fn extension_headers_and_options() {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 8 + 16 + 8 + 8, 0, 64];
+    packet.extend([0xfd; 32]);
+    packet.extend([60, 0, 5, 2, 0, 0, 1, 0]);
+    packet.extend([43, 1, 1, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    packet.extend([44, 0, 4, 1, 9, 9, 9, 9]);
+    packet.extend([17, 0, 0, 8, 0, 0, 0, 5]);
+    let dissection = read(&packet, Link::Raw);
+    assert_eq!(
+        names(&dissection),
+        [
+            "IPv6",
+            "IPv6 hop-by-hop options",
+            "IPv6 destination options",
+            "IPv6 routing",
+            "IPv6 fragment"
+        ]
+    );
+    let routing = field(&dissection, "IPv6 routing", "segments left");
+    assert_eq!(routing.value, Value::Number(1));
+    assert!(
+        field(&dissection, "IPv6 fragment", "fragment offset")
+            .meaning
+            .contains("at byte 8")
+    );
+    assert_eq!(problems(&dissection), [""; 0]);
+    // An extension header longer than the packet.
+    packet[41] = 200;
+    assert!(
+        problems(&read(&packet, Link::Raw))[0].contains("IPv6 hop-by-hop options is cut short")
+    );
+}
+
+#[test]
+fn garbled_headers_are_said_to_be_such() {
+    let good = udp(53, b"hello");
+    let with = |at: usize, byte: u8| {
+        let mut frame = good.clone();
+        frame[at] = byte;
+        problems(&read(&frame, Link::Ethernet))
+    };
+    assert_eq!(
+        with(14, 0x44),
+        ["14: the header length says 16 bytes, a header has at least 20"]
+    );
+    assert_eq!(
+        with(14, 0x65),
+        ["14: the EtherType announces IPv4, the packet says version 6"]
+    );
+    assert_eq!(
+        with(17, 10),
+        ["16: the total length says 10 bytes, its header alone has 20"]
+    );
+    assert_eq!(
+        with(17, 60),
+        ["14: the packet would have 60 bytes, but 33 were on the wire: the lengths do not add up"]
+    );
+    assert_eq!(
+        with(39, 7),
+        ["38: the UDP length says 7 bytes, its header alone has 8"]
+    );
+    let cut = read(&good[..30], Link::Ethernet);
+    assert_eq!(
+        problems(&cut),
+        ["30: IPv4 is cut short: destination takes 4 bytes, 0 are there: the frame ends there"]
+    );
+    assert_eq!(
+        problems(&read(&vxlan(&good)[..47], Link::Ethernet)),
+        [
+            "46: VXLAN is cut short: network identifier takes 3 bytes, 1 are there: the frame ends there",
+            "14: the packet would have 83 bytes, but 33 were on the wire: the lengths do not add up"
+        ]
+    );
+    assert_eq!(
+        problems(&read(&[], Link::Raw)),
+        ["0: no IP packet: no byte is left for one"]
+    );
+    assert_eq!(
+        problems(&read(&[0x10], Link::Raw)),
+        ["0: no IP packet: version 1 is neither 4 nor 6"]
+    );
+}
+
+#[test]
+fn superpackets_longer_than_the_field_can_say() {
+    let mut frame = udp(53, b"hello");
+    frame[16..18].fill(0);
+    let dissection = read(&frame, Link::Ethernet);
+    assert_eq!(names(&dissection), ["Ethernet", "IPv4", "UDP", "payload"]);
+    assert_eq!(dissection.sum.unwrap().original, 33);
+}
+
+#[test]
+fn bytes_without_a_link_type_are_guessed() {
+    let frame = udp(53, b"hello");
+    assert_eq!(guess_link(&frame), Link::Ethernet);
+    assert_eq!(guess_link(&frame[14..]), Link::Raw);
+    assert_eq!(guess_link(&tcp6()), Link::Raw);
+    // A MAC address may begin like an IPv4 header.
+    let mut frame = frame;
+    frame[0] = 0x45;
+    assert_eq!(guess_link(&frame), Link::Ethernet);
+    assert_eq!(guess_link(&[]), Link::Ethernet);
+}
+
+/// Every recorded frame, every frame that was ever found to be hard, and every one of these cut at every length.
+#[test]
+fn corpus_is_replayed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration");
+    let mut files = 0;
+    for corpus in ["corpus/decap", "corpus/dissect"] {
+        for entry in fs::read_dir(root.join(corpus)).unwrap() {
+            let bytes = fs::read(entry.unwrap().path()).unwrap();
+            files += 1;
+            for link in LINKS {
+                read(&bytes, link);
+            }
+            // What is hard to decapsulate comes in a datagram.
+            for port in [8285, 8472] {
+                let frame = udp(port, &bytes[..bytes.len().min(60_000)]);
+                for len in 0..frame.len().min(300) {
+                    let mut dissection = Dissection::default();
+                    dissection.read(
+                        &frame[..len],
+                        frame.len(),
+                        Link::Ethernet,
+                        &Ports::default(),
+                    );
+                    check(&frame[..len], frame.len(), &dissection);
+                    read(&frame[..len], Link::Ethernet);
+                }
+                read(&frame, Link::Ethernet);
+            }
+        }
+    }
+    assert!(files > 50);
+    for backend in ["udp", "vxlan", "vxlan-dualstack", "host-gw"] {
+        let path = root.join(format!("fixtures/flannel-0.20.2/{backend}/underlay.pcap"));
+        let file = fs::read(path).unwrap();
+        let mut capture = Capture::open(&file[..]).unwrap();
+        while let Some(frame) = capture.next_frame().unwrap() {
+            let dissection = read(frame.bytes, Link::Ethernet);
+            assert_eq!(
+                problems(&dissection),
+                [""; 0],
+                "frame {} of {backend}",
+                frame.number
+            );
+        }
+    }
+}
+
+/// Frames that begin like something, so that the walk gets somewhere, with bytes changed here and there.
+fn almost_a_frame() -> impl Strategy<Value = Vec<u8>> {
+    let base = prop_oneof![
+        Just(Vec::new()),
+        Just(vxlan(&udp(8285, &tcp6()))),
+        Just(vxlan(&vxlan(&udp(53, b"x")))),
+        (0u8..=255, vec(any::<u8>(), 0..120)).prop_map(|(kind, rest)| icmp6(kind, &rest)),
+        (0u8..=18, vec(any::<u8>(), 0..120)).prop_map(|(kind, rest)| {
+            let mut frame = vec![2; 12];
+            frame.extend([8, 0]);
+            PacketBuilder::ipv4([10, 99, 0, 2], [10, 99, 0, 1], 64)
+                .icmpv4_raw(kind, 4, [0; 4])
+                .write(&mut frame, &rest)
+                .unwrap();
+            frame
+        }),
+        (
+            prop::sample::select(vec![0u8, 43, 44, 51, 60, 135]),
+            vec(any::<u8>(), 0..150)
+        )
+            .prop_map(|(next, rest)| ipv6(next, &rest)),
+        vec(any::<u8>(), 0..40).prop_map(|rest| [&[2; 12][..], &[8, 6], &rest].concat()),
+    ];
+    let change = (any::<prop::sample::Index>(), any::<u8>());
+    (base, vec(any::<u8>(), 0..80), vec(change, 0..6)).prop_map(|(base, rest, changes)| {
+        let mut frame = [base, rest].concat();
+        for (at, byte) in changes {
+            if !frame.is_empty() {
+                let at = at.index(frame.len());
+                frame[at] = byte;
+            }
+        }
+        frame
+    })
+}
+
+fn ipv6(next: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let header = [0x60, 0, 0, 0, len[0], len[1], next, 64];
+    [&[2; 12][..], &[0x86, 0xdd], &header, &[0xfe; 32], payload].concat()
+}
+
+fn icmp6(kind: u8, rest: &[u8]) -> Vec<u8> {
+    // Kinds with a form of their own come often.
+    let known = [1, 2, 3, 4, 130, 131, 133, 134, 135, 136, 137, 143];
+    let kind = known.get(usize::from(kind) % 20).copied().unwrap_or(kind);
+    ipv6(58, &[&[kind, 0, 0, 0], rest].concat())
+}
+
+proptest! {
+    /// Whatever the bytes: no panic, and every bit is in one field.
+    #[test]
+    fn arbitrary_bytes(frame in almost_a_frame(), link in prop::sample::select(&LINKS[..]), more in 0usize..100) {
+        read(&frame, link);
+        read(&frame, Link::Ethernet);
+        let mut dissection = Dissection::default();
+        dissection.read(&frame, frame.len() + more, Link::Ethernet, &Ports::default());
+        check(&frame, frame.len() + more, &dissection);
+        let _ = guess_link(&frame);
+    }
+
+    /// etherparse builds it, we read the same.
+    #[test]
+    fn agrees_with_etherparse(ports in any::<(u16, u16)>(), seq in any::<u32>(), window in any::<u16>(), ttl in any::<u8>(), payload in vec(any::<u8>(), 0..50)) {
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4([10, 1, 2, 3], [10, 3, 2, 1], ttl)
+            .tcp(ports.0, ports.1, seq, window)
+            .options(&[etherparse::TcpOptionElement::Timestamp(seq, 7), etherparse::TcpOptionElement::WindowScale(3)]).unwrap()
+            .write(&mut packet, &payload).unwrap();
+        let dissection = read(&packet, Link::Raw);
+        let number = |name| field(&dissection, "TCP", name).value;
+        prop_assert_eq!(number("source port"), Value::Number(ports.0.into()));
+        prop_assert_eq!(number("destination port"), Value::Number(ports.1.into()));
+        prop_assert_eq!(number("sequence number"), Value::Number(seq.into()));
+        prop_assert_eq!(number("window"), Value::Number(window.into()));
+        prop_assert_eq!(number("timestamp"), Value::Number(seq.into()));
+        prop_assert_eq!(number("window scale"), Value::Number(3));
+        prop_assert_eq!(field(&dissection, "IPv4", "time to live").value, Value::Number(ttl.into()));
+        let verdicts: Vec<_> = dissection.fields.iter().filter_map(|field| field.checksum).collect();
+        prop_assert_eq!(verdicts, [Verdict::Right; 2]);
+    }
+}

@@ -1,0 +1,177 @@
+//! Dissections for people and programs.
+//!
+//! - [`text`]: one row per field; [`drawing`]: headers as the RFCs draw them; [`json`]: one object per frame.
+
+pub mod drawing;
+pub mod json;
+pub mod text;
+
+use std::fmt::{self, Write as _};
+
+use anstyle::{AnsiColor, Style};
+
+use super::capture::Frame;
+use super::dissect::{Dissection, Field, Role, Sum, Value, Verdict};
+
+/// A frame, what it is made of, and which file it is from.
+#[derive(Clone, Copy)]
+pub struct Shown<'a> {
+    /// The file's name, if there are several.
+    pub file: Option<&'a str>,
+    /// The frame.
+    pub frame: Frame<'a>,
+    /// Seconds since the first frame of the file.
+    pub since_first: Option<f64>,
+    /// What it is made of.
+    pub dissection: &'a Dissection,
+}
+
+/// Colours, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Palette {
+    /// Are there colours?
+    pub colours: bool,
+}
+
+impl Palette {
+    fn paint<T: fmt::Display>(self, style: Style, what: T) -> Painted<T> {
+        let style = if self.colours { style } else { Style::new() };
+        Painted { style, what }
+    }
+
+    fn frame(self) -> Style {
+        Style::new().bold().underline()
+    }
+
+    /// Headers of one encapsulation have one colour.
+    fn layer(self, depth: u8) -> Style {
+        let colours = [
+            AnsiColor::Cyan,
+            AnsiColor::Green,
+            AnsiColor::Magenta,
+            AnsiColor::Blue,
+        ];
+        Style::new()
+            .bold()
+            .fg_color(Some(colours[usize::from(depth) % colours.len()].into()))
+    }
+
+    fn quiet(self) -> Style {
+        Style::new().dimmed()
+    }
+
+    fn problem(self) -> Style {
+        Style::new().bold().fg_color(Some(AnsiColor::Red.into()))
+    }
+
+    fn verdict(self, verdict: Verdict) -> Style {
+        let colour = match verdict {
+            Verdict::Right => AnsiColor::Green,
+            Verdict::Wrong(_) => AnsiColor::Red,
+            Verdict::Unfinished(_) | Verdict::Deferred | Verdict::Absent | Verdict::Unknown(_) => {
+                AnsiColor::Yellow
+            }
+        };
+        Style::new().fg_color(Some(colour.into()))
+    }
+}
+
+struct Painted<T> {
+    style: Style,
+    what: T,
+}
+
+impl<T: fmt::Display> fmt::Display for Painted<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.style.render())?;
+        self.what.fmt(f)?;
+        write!(f, "{}", self.style.render_reset())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Right => f.write_str("right"),
+            Self::Wrong(right) => write!(f, "wrong: {right:#06x} would be right"),
+            Self::Unfinished(right) => {
+                write!(
+                    f,
+                    "unfinished: only the pseudo-header's sum, a network card would make it {right:#06x}"
+                )
+            }
+            Self::Deferred => {
+                f.write_str("right as soon as the unfinished one further in is finished")
+            }
+            Self::Absent => f.write_str("absent"),
+            Self::Unknown(why) => write!(f, "cannot be judged: {why}"),
+        }
+    }
+}
+
+/// The field's value for people. Bytes are told by number only.
+fn value(field: &Field) -> String {
+    match field.value {
+        Value::Number(number) => number.to_string(),
+        Value::Hex(number) => format!("0x{number:0width$x}", width = field.bits.div_ceil(4)),
+        Value::Mac(mac) => mac.to_string(),
+        Value::Ip(ip) => ip.to_string(),
+        Value::Bytes if field.bits == 8 => "1 byte".to_owned(),
+        Value::Bytes if field.bits % 8 == 0 => format!("{} bytes", field.bits / 8),
+        Value::Bytes => format!("{} bits", field.bits),
+    }
+}
+
+/// `84 (IPv4 packet) + 64 overhead (Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 + Ethernet 14) = 148 bytes on the wire`
+fn sum_line(dissection: &Dissection, sum: &Sum) -> String {
+    let mut line = format!(
+        "{} ({} packet)",
+        sum.original, dissection.layers[sum.layer].name
+    );
+    let _ = write!(line, " + {} overhead", sum.overhead);
+    let mut separator = " (";
+    for layer in &dissection.layers[..sum.layer] {
+        let _ = write!(line, "{separator}{} {}", layer.name, layer.bytes.len());
+        separator = " + ";
+    }
+    if separator == " + " {
+        line.push(')');
+    }
+    if sum.padding > 0 {
+        let _ = write!(line, " + {} padding", sum.padding);
+    }
+    let _ = write!(line, " = {} bytes on the wire", sum.wire);
+    line
+}
+
+/// The line that stands for the whole frame.
+fn headline(shown: &Shown<'_>) -> String {
+    let mut line = String::new();
+    if let Some(file) = shown.file {
+        let _ = write!(line, "{file}: ");
+    }
+    let _ = write!(
+        line,
+        "frame {}, {} bytes",
+        shown.frame.number, shown.frame.wire_len
+    );
+    if shown.frame.bytes.len() < shown.frame.wire_len {
+        let _ = write!(line, " ({} captured)", shown.frame.bytes.len());
+    }
+    if let Some(seconds) = shown.since_first {
+        let _ = write!(line, ", {seconds:+.6} s");
+    }
+    let summary = &shown.dissection.summary;
+    if !summary.is_empty() {
+        let _ = write!(line, ": {summary}");
+    }
+    line
+}
+
+/// Is this layer taken apart?
+fn is_header(role: Role) -> bool {
+    role == Role::Header
+}
+
+#[cfg(test)]
+mod tests;
