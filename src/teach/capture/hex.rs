@@ -79,6 +79,8 @@ impl<R: BufRead> Reader<R> {
         self.bytes.clear();
         let mut repeated = false;
         let mut misplaced = false;
+        // A piece of a file does not begin at 0.
+        let mut base = 0;
         loop {
             let line = match self.pending.take() {
                 Some(line) => line,
@@ -99,15 +101,18 @@ impl<R: BufRead> Reader<R> {
                         self.pending = Some(Line::Row(offset, bytes));
                         break;
                     }
+                    if is_new {
+                        base = usize::from_str_radix(&offset, 16).unwrap_or(0);
+                    }
                     if repeated {
-                        self.repeat(&offset);
+                        self.repeat(&offset, base);
                         repeated = false;
                     }
                     if bytes.is_empty() {
-                        self.end_at(&offset);
+                        self.end_at(&offset, base);
                         break;
                     }
-                    if !agrees(&offset, self.bytes.len()) && !misplaced {
+                    if !agrees(&offset, base.saturating_add(self.bytes.len())) && !misplaced {
                         misplaced = true;
                         self.complain(&format!(
                             "offset {offset}, where {:#x} bytes came before: some are missing, or too many",
@@ -153,9 +158,10 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// Fills up to the offset with copies of the last 16 bytes, as hexdump leaves them out.
-    fn repeat(&mut self, offset: &str) {
+    fn repeat(&mut self, offset: &str, base: usize) {
         let Some(end) = usize::from_str_radix(offset, 16)
             .ok()
+            .and_then(|end| end.checked_sub(base))
             .filter(|&end| end <= MAX_FRAME)
         else {
             return;
@@ -170,11 +176,11 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// An offset alone is the length. Words of two bytes may have had a byte too many.
-    fn end_at(&mut self, offset: &str) {
+    fn end_at(&mut self, offset: &str, base: usize) {
         let len = self.bytes.len();
-        if len > 0 && agrees(offset, len - 1) {
+        if len > 0 && agrees(offset, base.saturating_add(len - 1)) {
             self.bytes.truncate(len - 1);
-        } else if !agrees(offset, len) {
+        } else if !agrees(offset, base.saturating_add(len)) {
             self.complain(&format!(
                 "ends at offset {offset}, but {len:#x} bytes were read"
             ));

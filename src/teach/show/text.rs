@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use anstyle::Style;
+
 use super::{Palette, Shown, headline, is_header, sum_line, value};
 use crate::teach::dissect::{Field, Layer, Value};
 
@@ -75,10 +77,11 @@ pub(super) fn frame<W: Write>(
 /// # Errors
 /// Those of `out`.
 pub fn rows(shown: &Shown<'_>, palette: Palette, out: &mut impl Write) -> io::Result<()> {
-    let mut cells = Cells::default();
+    let mut line = String::new();
     frame(shown, palette, out, |layer, out| {
         for field in shown.dissection.fields_of(layer) {
-            row(shown.frame.bytes, layer, field, palette, &mut cells, out)?;
+            row(shown.frame.bytes, layer, field, palette, &mut line);
+            out.write_all(line.as_bytes())?;
         }
         Ok(())
     })
@@ -97,82 +100,98 @@ fn plural(bytes: usize) -> String {
     }
 }
 
-/// Buffers that serve row after row.
-#[derive(Default)]
-struct Cells {
-    bytes: String,
-    value: String,
+/// Appends in a style, where there are colours. Most of what a capture costs is spent on rows, so they are put together
+/// piece by piece in one buffer.
+fn styled(palette: Palette, style: Style, line: &mut String, append: impl FnOnce(&mut String)) {
+    if palette.colours {
+        let _ = write!(line, "{}", style.render());
+        append(line);
+        let _ = write!(line, "{}", style.render_reset());
+    } else {
+        append(line);
+    }
 }
 
-fn row(
-    frame: &[u8],
-    layer: &Layer,
-    field: &Field,
-    palette: Palette,
-    cells: &mut Cells,
-    out: &mut impl Write,
-) -> io::Result<()> {
+/// Appends spaces up to `width` bytes behind `start`. What is padded here is ASCII.
+fn pad(line: &mut String, start: usize, width: usize) {
+    let have = line.len() - start;
+    line.extend(std::iter::repeat_n(' ', width.saturating_sub(have)));
+}
+
+/// The row's offset, right-aligned, and the bytes of it.
+fn place(line: &mut String, at: usize, append: impl FnOnce(&mut String)) {
+    let width = at
+        .checked_ilog10()
+        .map_or(1, |tens| usize::try_from(tens).unwrap_or(0) + 1);
+    line.extend(std::iter::repeat_n(' ', 6usize.saturating_sub(width)));
+    let _ = write!(line, "{at}");
+    line.push_str("  ");
+    append(line);
+}
+
+fn row(frame: &[u8], layer: &Layer, field: &Field, palette: Palette, line: &mut String) {
     let indent = indent(layer);
     let range = field.bytes();
-    cells.bytes.clear();
     let whole = field.bit % 8 == 0 && field.bits % 8 == 0;
-    let first = range.start..range.end.min(range.start + ROW);
-    if whole {
-        hex(&frame[first], &mut cells.bytes);
-    } else {
-        partial(frame, field, &mut cells.bytes);
-    }
-    cells.value.clear();
+    line.clear();
+    line.push_str(indent);
+    styled(palette, palette.quiet(), line, |line| {
+        place(line, range.start, |line| {
+            let start = line.len();
+            if whole {
+                hex(&frame[range.start..range.end.min(range.start + ROW)], line);
+            } else {
+                partial(frame, field, line);
+            }
+            pad(line, start, 23);
+        });
+    });
+    line.push_str("  ");
+    let start = line.len();
+    line.push_str(field.name);
+    pad(line, start, 25);
+    line.push(' ');
+    let start = line.len();
     match field.value {
         Value::Number(number) => {
-            let _ = write!(cells.value, "{number}");
+            let _ = write!(line, "{number}");
         }
-        _ => cells.value.push_str(&value(field)),
+        _ => line.push_str(&value(field)),
     }
-    let at = range.start;
-    let (bytes, name, value) = (&cells.bytes, field.name, &cells.value);
-    write!(
-        out,
-        "{indent}{}",
-        palette.paint(palette.quiet(), format_args!("{at:>6}  {bytes:<23}"))
-    )?;
     // Without anything behind it, a value is not padded.
-    if field.meaning.is_empty() && field.source.is_empty() && field.checksum.is_none() {
-        write!(out, "  {name:<25} {value}")?;
-    } else {
-        write!(out, "  {name:<25} {value:<17}")?;
+    if !field.meaning.is_empty() || !field.source.is_empty() || field.checksum.is_some() {
+        pad(line, start, 17);
     }
     if let Some(verdict) = field.checksum {
-        write!(
-            out,
-            "  {}",
-            palette.paint(palette.verdict(verdict), verdict)
-        )?;
+        line.push_str("  ");
+        styled(palette, palette.verdict(verdict), line, |line| {
+            let _ = write!(line, "{verdict}");
+        });
     }
     if !field.meaning.is_empty() {
-        write!(out, "  {}", field.meaning)?;
+        line.push_str("  ");
+        line.push_str(&field.meaning);
     }
     if !field.source.is_empty() {
-        write!(
-            out,
-            "  {}",
-            palette.paint(palette.quiet(), format_args!("[{}]", field.source))
-        )?;
+        line.push_str("  ");
+        styled(palette, palette.quiet(), line, |line| {
+            line.push('[');
+            line.push_str(field.source);
+            line.push(']');
+        });
     }
-    writeln!(out)?;
+    line.push('\n');
     let mut at = range.start + ROW;
     while whole && at < range.end {
-        cells.bytes.clear();
-        hex(&frame[at..range.end.min(at + ROW)], &mut cells.bytes);
-        let bytes = &cells.bytes;
-        writeln!(
-            out,
-            "{indent}{}",
-            palette.paint(palette.quiet(), format_args!("{at:>6}  {bytes}"))
-        )?;
+        line.push_str(indent);
+        styled(palette, palette.quiet(), line, |line| {
+            place(line, at, |line| {
+                hex(&frame[at..range.end.min(at + ROW)], line)
+            });
+        });
+        line.push('\n');
         at += ROW;
     }
-    Ok(())
 }
 
 fn hex(bytes: &[u8], text: &mut String) {
