@@ -31,7 +31,7 @@
 //! - [`config`], [`lease`], [`kernel`]: what shall be, who holds which subnet, and the host's links, addresses
 //!   and routes; [`daemon`] puts it all together;
 //! - [`observe`]: status and the control socket; [`cli`]: the commands; [`lab`]: a whole overlay on one machine,
-//!   and traffic to try it with; [`sys`]: the only unsafe code.
+//!   and traffic to try it with; [`teach`]: frames taken apart, overheads counted; [`sys`]: the only unsafe code.
 
 pub mod tap;
 

@@ -53,6 +53,52 @@ fn fixture(backend: &str) -> PathBuf {
     folder.join(backend).join("underlay.pcap")
 }
 
+/// The book's pages about these commands: each command line in them is run in the repository's root, and what it prints is
+/// what the page says. tcpdump's is not ours to promise.
+#[test]
+fn the_book_shows_what_the_commands_print() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut run = 0;
+    for page in ["dissect.md", "mtu.md"] {
+        let text = fs::read_to_string(root.join("docs/src").join(page)).unwrap();
+        for block in text.split("```text\n").skip(1) {
+            let block = block.split_once("```").unwrap().0;
+            let Some((command, expected)) = block
+                .strip_prefix("$ ")
+                .and_then(|block| block.split_once('\n'))
+            else {
+                continue;
+            };
+            if command.starts_with("tcpdump") {
+                continue;
+            }
+            let binary = env!("CARGO_BIN_EXE_overlayd-under-test");
+            let output = Command::new("sh")
+                .args([
+                    "-c",
+                    &format!("overlayd() {{ {binary} \"$@\"; }}\n{command}"),
+                ])
+                .current_dir(&root)
+                .output()
+                .unwrap();
+            assert_eq!(
+                out(&output).trim_end(),
+                expected.trim_end(),
+                "{page}: {command}\n{}",
+                err(&output)
+            );
+            run += 1;
+        }
+    }
+    assert!(run >= 5, "{run}");
+    let picture = overlayd().args(["mtu", "--svg", "-"]).output().unwrap();
+    let shown = fs::read_to_string(root.join("docs/src/goodput.svg")).unwrap();
+    assert!(
+        out(&picture) == shown,
+        "write it anew: overlayd mtu --svg docs/src/goodput.svg"
+    );
+}
+
 /// The same frame from a capture of either kind, and from each kind of hex text that tools print.
 #[test]
 fn what_the_tools_write_is_read_the_same() {
@@ -86,7 +132,7 @@ fn what_the_tools_write_is_read_the_same() {
     assert_eq!((body(&output).as_str(), err(&output)), (expected, ""));
     // tcpdump -x leaves the link header out.
     let text = "12:00:00.000000 IP 10.99.0.1.45418 > 10.99.0.2.8472: OTV, flags [I] (0x08), overlay 0, instance 1\n\
-        \t0x0000:  4500 0021 0000 4000 4011 266b 0a63 0001\n\t0x0010:  0a63 0002 c350 0035 000d 0000 6865 6c6c\n\t0x0020:  6f\n";
+        \t0x0000:  4500 0021 0000 4000 4011 2604 0a63 0001\n\t0x0010:  0a63 0002 c350 0035 000d e3b3 6865 6c6c\n\t0x0020:  6f\n";
     let output = dissect(&["--brief"], text.as_bytes());
     assert_eq!(
         out(&output),
@@ -182,6 +228,18 @@ fn frames_are_chosen_and_ports_told() {
         "{}",
         out(&output)
     );
+    // A wrong checksum is marked as well: here the outer IPv4 header's.
+    let mut bad = file[..24 + 16 + 42].to_vec();
+    let frame = file
+        .windows(4)
+        .position(|bytes| bytes == [8, 0, 0x45, 0])
+        .unwrap()
+        - 12;
+    bad.splice(24.., file[frame - 16..frame + 148].iter().copied());
+    let marked = |file: &[u8]| out(&dissect(&["--brief"], file)).ends_with(" !\n");
+    assert!(!marked(&bad));
+    bad[24 + 16 + 14 + 8] -= 1;
+    assert!(marked(&bad));
     let full = dissect(&["--frame", "5"], &file);
     assert!(out(&full).contains("tshark -d udp.port==8472,vxlan"));
     assert!(out(&full).contains(

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use anstyle::Style;
 
 use super::{Palette, Shown, headline, is_header, sum_line, value};
-use crate::teach::dissect::{Field, Layer, Value};
+use crate::teach::dissect::{Field, Layer, Value, Verdict};
 
 /// Bytes in a row of a field, and of a payload.
 const ROW: usize = 8;
@@ -14,16 +14,15 @@ const PAYLOAD_ROW: usize = 16;
 /// Rows of a payload that are shown.
 const PAYLOAD_ROWS: usize = 4;
 
-/// Writes the line that sums the frame up.
+/// Writes the line that sums the frame up, with a mark where something is wrong.
 ///
 /// # Errors
 /// Those of `out`.
 pub fn brief(shown: &Shown<'_>, palette: Palette, out: &mut impl Write) -> io::Result<()> {
-    let mark = if shown.dissection.problems.is_empty() {
-        ""
-    } else {
-        " !"
-    };
+    let is_wrong = |field: &Field| matches!(field.checksum, Some(Verdict::Wrong(_)));
+    let is_well =
+        shown.dissection.problems.is_empty() && !shown.dissection.fields.iter().any(is_wrong);
+    let mark = if is_well { "" } else { " !" };
     write!(out, "{}", headline(shown))?;
     writeln!(out, "{}", palette.paint(palette.problem(), mark))
 }
