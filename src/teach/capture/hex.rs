@@ -264,14 +264,18 @@ impl<R: BufRead> Reader<R> {
             // Plain hex may begin with two bytes of zero; an offset has two spaces behind, an odd number of digits,
             // or bytes that stand alone behind it.
             None => {
-                digits.bytes().all(|digit| digit == b'0')
-                    && (rest.starts_with("  ")
-                        || digits.len() % 2 == 1
-                        || rest
-                            .split_whitespace()
-                            .take(16)
-                            .all(|token| token.len() == 2))
-                    && !rest.trim().is_empty()
+                let is_zero = digits.bytes().all(|digit| digit == b'0');
+                let is_apart = rest.starts_with("  ");
+                // hexdump -C of a piece out of the middle.
+                let is_dump = is_apart && rest.ends_with('|');
+                let is_odd = digits.len() % 2 == 1;
+                let of_bytes = || {
+                    rest.split_whitespace()
+                        .take(16)
+                        .all(|token| token.len() == 2)
+                };
+                !rest.trim().is_empty()
+                    && (is_dump || is_zero && (is_apart || is_odd || of_bytes()))
             }
         };
         is_offset.then_some((style, digits, rest))

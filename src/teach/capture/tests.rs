@@ -288,6 +288,8 @@ fn frames_of_hex_are_told_apart() {
     // A piece out of the middle: xxd -s 40.
     let middle = "00000028: 4500\n0000002a: 0014\n";
     assert_eq!(lengths(middle), (vec![4], vec![]));
+    let middle = "00000028  45 00  |E.|\n0000002a  00 14  |..|\n0000002c\n";
+    assert_eq!(lengths(middle), (vec![4], vec![]));
     // hexdump leaves out lines that repeat.
     let squeezed = "00000000  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  |................|\n*\n00000040  01  |.|\n00000041\n";
     assert_eq!(lengths(squeezed), (vec![65], vec![]));
