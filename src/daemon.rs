@@ -152,7 +152,7 @@ impl Start {
             mut signals,
         } = self;
         let port = config.backend.port();
-        let underlay_mtu = u16::try_from(site.iface.mtu).unwrap_or(u16::MAX);
+        let underlay_mtu = site.mtu();
         let ground = Ground {
             network: config.network,
             public: site.public,
@@ -340,8 +340,7 @@ fn largest_inner<E: Encapsulation>(site: &Site, inner: Family) -> u16 {
         Family::V6 if site.public.v6.is_none() => Family::V4,
         own => own,
     };
-    let underlay = u16::try_from(site.iface.mtu).unwrap_or(u16::MAX);
-    underlay.saturating_sub(E::overhead(outer))
+    site.mtu().saturating_sub(E::overhead(outer))
 }
 
 /// What leads into the device: the overlay networks, and static routes that lie outside of them.

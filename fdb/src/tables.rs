@@ -154,16 +154,6 @@ impl<P> Tables<P> {
             + map_memory(&self.nodes_v6)
     }
 
-    /// The IPv4 table, for reports.
-    pub fn fib_v4(&self) -> &Fib4 {
-        &self.v4
-    }
-
-    /// The IPv6 table, for reports.
-    pub fn fib_v6(&self) -> &Fib6 {
-        &self.v6
-    }
-
     #[inline]
     fn lookup(&self, dst: IpAddr) -> Option<u32> {
         match dst {

@@ -38,6 +38,13 @@ pub struct Site {
     pub warnings: Vec<String>,
 }
 
+impl Site {
+    /// The underlay interface's MTU in bytes. What is larger than an IP packet can be counts as that.
+    pub fn mtu(&self) -> u16 {
+        u16::try_from(self.iface.mtu).unwrap_or(u16::MAX)
+    }
+}
+
 /// Why the node has no place on the underlay.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSite {
