@@ -96,7 +96,7 @@ fn wide(ip: IpAddr) -> u128 {
 }
 
 /// Folds a sum of wider words to 16 bits: 2^16 is 1 in this arithmetic, so the 16-bit digits just add up.
-fn fold(mut sum: u128) -> u16 {
+pub(crate) fn fold(mut sum: u128) -> u16 {
     sum = (sum >> 64) + (sum & u128::from(u64::MAX));
     sum = (sum >> 32) + (sum & 0xffff_ffff);
     sum = (sum >> 16) + (sum & 0xffff);

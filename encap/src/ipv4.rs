@@ -24,6 +24,10 @@ use crate::{Reject, checksum};
 
 /// Length of the header in bytes, without options.
 pub const MIN_HEADER: usize = 20;
+/// Offset of the total length field in the header.
+pub const TOTAL_LEN: usize = 2;
+/// Offset of the identification field in the header.
+pub const ID: usize = 4;
 /// Offset of the checksum field in the header.
 pub const CHECKSUM: usize = 10;
 /// The Don't Fragment bit of [`Ipv4::flags`].

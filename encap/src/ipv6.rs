@@ -24,6 +24,8 @@ use crate::{Fragment, Reject};
 
 /// Length of the header in bytes, without extension headers.
 pub const HEADER_LEN: usize = 40;
+/// Offset of the payload length field in the header.
+pub const PAYLOAD_LEN: usize = 4;
 /// The longest chain of extension headers that we follow. RFC 8200 section 4.1 has at most seven kinds of
 /// them, only one of which may come twice; a longer chain is an attempt to keep us busy (RFC 9098).
 pub const MAX_EXTENSIONS: usize = 8;

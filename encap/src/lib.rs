@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod coalesce;
 pub mod ecn;
 pub mod encapsulation;
 pub mod ethernet;
@@ -30,11 +31,14 @@ pub mod ipv6;
 pub mod raw;
 pub mod reject;
 pub mod segment;
+pub mod split;
+pub mod sums;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod transport;
 pub mod udp;
+pub mod vnet;
 pub mod vxlan;
 
 pub use ecn::Ecn;
@@ -45,5 +49,8 @@ pub use ip::{Family, Fragment, Inner};
 pub use raw::RawUdp;
 pub use reject::Reject;
 pub use segment::Segments;
+pub use split::Split;
+pub use sums::Sums;
 pub use transport::L4Checksum;
+pub use vnet::VnetHeader;
 pub use vxlan::{OwnMacs, Vxlan};

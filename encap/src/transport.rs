@@ -5,8 +5,10 @@
 //! (`CHECKSUM_PARTIAL`, include/linux/skbuff.h).
 
 use crate::checksum::{self, pseudo_header};
+use crate::sums::Sums;
 use crate::tcp::{self, Tcp};
 use crate::udp::{self, Udp};
+use crate::vnet::VnetHeader;
 use crate::{Family, Fragment, Inner, Reject};
 
 /// The state of a packet's transport checksum.
@@ -104,13 +106,58 @@ pub fn complete_checksum(packet: &mut [u8], inner: &Inner) {
     }
 }
 
+/// Finishes the checksum that `vnet` says is unfinished: sums the bytes from `csum_start` to the packet's end, in which
+/// the field holds the sum of the pseudo-header, and writes the complement there (`skb_checksum_help`,
+/// net/core/dev.c). `csum_start` may lie deeper than the packet's own transport header: in a pod's own tunnel.
+///
+/// # Errors
+/// [`Reject::BadHeader`] if `vnet` has no checksum to finish, or one where the packet's headers have none: in a
+/// fragment, in front of the transport payload but not in the field of TCP or UDP, or past the packet's end.
+pub fn complete_partial(
+    packet: &mut [u8],
+    inner: &Inner,
+    vnet: &VnetHeader,
+    sums: &Sums,
+) -> Result<(), Reject> {
+    let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
+    if !vnet.needs_csum || inner.fragment != Fragment::None {
+        return Err(Reject::BadHeader);
+    }
+    let payload = match inner.protocol {
+        tcp::PROTOCOL => inner.l4 + usize::from(Tcp::parse(inner.transport(packet))?.header_len),
+        udp::PROTOCOL => inner.l4 + udp::HEADER_LEN,
+        _ => inner.l4,
+    };
+    let own = match inner.protocol {
+        tcp::PROTOCOL => Some(tcp::CHECKSUM),
+        udp::PROTOCOL => Some(udp::CHECKSUM),
+        _ => None,
+    };
+    if start < payload && (start != inner.l4 || own != Some(offset)) {
+        return Err(Reject::BadHeader);
+    }
+    let covered = packet
+        .get_mut(start..inner.total_len)
+        .ok_or(Reject::BadHeader)?;
+    if covered.len() < offset + 2 {
+        return Err(Reject::BadHeader);
+    }
+    let mut sum = !(sums.sum)(covered);
+    // The other zero is as good in a TCP header, and must be in a UDP header, of which deeper ones are not known.
+    if inner.protocol != tcp::PROTOCOL || start != inner.l4 {
+        sum = udp::nonzero(sum);
+    }
+    covered[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
+    Ok(())
+}
+
 /// Writes the checksum of `transport` and its pseudo-header into its field.
 pub(crate) fn fill(transport: &mut [u8], field: usize, pseudo: u16, protocol: u8) {
     transport[field..field + 2].fill(0);
-    let sum = match !checksum::add(pseudo, checksum::sum(transport)) {
-        0 if protocol == udp::PROTOCOL => 0xffff,
-        sum => sum,
-    };
+    let mut sum = !checksum::add(pseudo, checksum::sum(transport));
+    if protocol == udp::PROTOCOL {
+        sum = udp::nonzero(sum);
+    }
     transport[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
 

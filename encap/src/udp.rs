@@ -16,8 +16,16 @@ use crate::Reject;
 pub const PROTOCOL: u8 = 17;
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 8;
+/// Offset of the length field in the header.
+pub const LEN: usize = 4;
 /// Offset of the checksum field in the header.
 pub const CHECKSUM: usize = 6;
+
+/// A checksum as it is sent: one that comes out as 0 is sent as 0xffff, because 0 means that there is none.
+#[must_use]
+pub const fn nonzero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
 
 /// The UDP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

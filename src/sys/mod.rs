@@ -3,3 +3,4 @@
 
 pub mod socket;
 pub mod tun;
+pub mod wide;
