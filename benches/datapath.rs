@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use encap::{Encapsulation, Family, MacAddr, OwnMacs, RawUdp, Vxlan};
+use encap::{Encapsulation, Family, MacAddr, OwnMacs, RawUdp, Sums, Vxlan};
 use etherparse::PacketBuilder;
 use fdb::{Endpoint, NextHop, Tables};
 use overlayd::datapath::batch::{Batch, Outbox};
 use overlayd::datapath::counters::Direction;
-use overlayd::datapath::inbound::Inbound;
+use overlayd::datapath::inbound::{Inbound, Takes};
 use overlayd::datapath::outbound::Outbound;
 use overlayd::datapath::{Forwarding, Options};
 
@@ -97,8 +97,8 @@ fn packet(from: u16, to: u16, len: usize) -> Vec<u8> {
 
 fn fill(batch: &mut Batch, bytes: &[u8]) {
     batch.clear();
-    let filled = batch.fill(|frame| {
-        frame.room()[..bytes.len()].copy_from_slice(bytes);
+    let filled = batch.fill(|room, _| {
+        room[..bytes.len()].copy_from_slice(bytes);
         Ok::<_, std::convert::Infallible>(Some(bytes.len()))
     });
     assert_eq!(filled, Ok(true));
@@ -107,10 +107,14 @@ fn fill(batch: &mut Batch, bytes: &[u8]) {
 fn outbound<E: Encapsulation>(c: &mut Criterion, encapsulation: &E) {
     let mut group = c.benchmark_group(format!("outbound {}", E::NAME));
     let forwarding = forwarding(encapsulation);
-    let (mut batch, mut out, counts) = (Batch::new(1), Outbox::default(), Direction::default());
+    let (mut batch, mut out, counts) = (
+        Batch::new(1, encap::MAX_HEADER),
+        Outbox::default(),
+        Direction::default(),
+    );
     for len in [64, 1400] {
         let packet = packet(0, 700, len);
-        let mut stage = Outbound::new(PORT);
+        let mut stage = Outbound::new(PORT, Sums::PORTABLE);
         let now = Instant::now();
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::from_parameter(len), |b| {
@@ -127,8 +131,18 @@ fn outbound<E: Encapsulation>(c: &mut Criterion, encapsulation: &E) {
 fn inbound<E: Encapsulation>(c: &mut Criterion, ours: &E, theirs: &E) {
     let mut group = c.benchmark_group(format!("inbound {}", E::NAME));
     let forwarding = forwarding(ours);
-    let (mut batch, mut out, counts) = (Batch::new(1), Outbox::default(), Direction::default());
-    let stage = Inbound::new(ours.clone(), PORT, 1500 - E::overhead(Family::V4));
+    let (mut batch, mut out, counts) = (
+        Batch::new(1, encap::MAX_HEADER),
+        Outbox::default(),
+        Direction::default(),
+    );
+    let stage = Inbound::new(
+        ours.clone(),
+        PORT,
+        1500 - E::overhead(Family::V4),
+        Takes::Finished,
+        Sums::PORTABLE,
+    );
     for len in [64, 1400, 60_000] {
         let header = theirs.header(Family::V4, mac(0));
         let datagram = [header.as_slice(), &packet(700, 0, len)].concat();
@@ -137,7 +151,7 @@ fn inbound<E: Encapsulation>(c: &mut Criterion, ours: &E, theirs: &E) {
         group.bench_function(BenchmarkId::from_parameter(len), |b| {
             b.iter(|| {
                 fill(&mut batch, black_box(&datagram));
-                batch.frames_mut()[0].source = Some(IpAddr::V4(public(700)));
+                batch.frame_mut(0).source = Some(IpAddr::V4(public(700)));
                 stage.run(&mut batch, &forwarding, &counts, &mut out);
                 assert!(!black_box(&out).deliveries().is_empty());
                 out.clear();
@@ -148,7 +162,7 @@ fn inbound<E: Encapsulation>(c: &mut Criterion, ours: &E, theirs: &E) {
 
 fn stages(c: &mut Criterion) {
     let mut group = c.benchmark_group("copy alone");
-    let mut batch = Batch::new(1);
+    let mut batch = Batch::new(1, encap::MAX_HEADER);
     for len in [64, 1400, 60_000] {
         let packet = packet(0, 700, len);
         group.bench_function(BenchmarkId::from_parameter(len), |b| {

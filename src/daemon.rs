@@ -10,26 +10,29 @@
 //! ```
 
 mod serve;
+mod threads;
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
+use encap::{Encapsulation, Family, OwnMacs, RawUdp, Sums, Vxlan};
 use fdb::{Endpoint, Snapshot};
 use ipnet::IpNet;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use sd_notify::NotifyState;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Engine, Store};
+use crate::datapath::batched::{Common, Egress, Ingress};
 use crate::datapath::classic::Classic;
 use crate::datapath::counters::Counters;
-use crate::datapath::inbound::Inbound;
+use crate::datapath::inbound::{Inbound, Takes};
+use crate::datapath::join::Joiner;
 use crate::datapath::outbound::Outbound;
+use crate::datapath::stop::Stop;
+use crate::datapath::wait::{Patience, Waiter};
 use crate::datapath::{Forwarding, Options};
 use crate::kernel::Netlink;
 use crate::kernel::device::DeviceSpec;
@@ -39,12 +42,19 @@ use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers};
 use crate::observe::server::Control;
 use crate::observe::status;
+use crate::sys;
 use crate::tap;
+use crate::underlay::receiver::Receiver;
+use crate::underlay::sender::Sender;
 use crate::underlay::{DontFragment, SocketOptions, Underlay};
 use serve::{Accepted, Daemon, Node, Signals};
+use threads::{Threads, Work};
 
 /// The smallest MTU that IPv6 can live with (RFC 8200 section 5), in bytes.
 const IPV6_MIN_MTU: u16 = 1280;
+
+/// How long a forwarding thread looks again before it sleeps, if nobody else wants the processor.
+const SPIN: Duration = Duration::from_micros(30);
 
 /// Sets the log level.
 pub type SetLogLevel = Box<dyn Fn(&str)>;
@@ -173,9 +183,7 @@ impl Start {
                 Err(error) => return Err(explain_port(error, port, &netlink).await),
             };
         let spec = device_spec::<E>(&config, &own, &site, &synced.routed)?;
-        let queue = match config.datapath.engine {
-            Engine::Classic => tap::classic::open(&spec.name)?,
-        };
+        let device = Opened::open(config.datapath.engine, &spec.name)?;
         // No packet that a peer cut to size is larger than this, however large the device's MTU.
         let path_mtu = spec.mtu.min(largest_inner::<E>(&site, Family::V4));
         let link = netlink
@@ -188,19 +196,29 @@ impl Start {
         let Accepted { tables, mut view } = Accepted::new(synced);
         view.routes.clone_from(&spec.routes);
         let snapshot = Snapshot::new(Forwarding { tables, options });
-        let stop = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-        )?);
-        let engine = Classic::new(
-            queue,
-            underlay,
-            stop.clone(),
-            snapshot.reader(),
-            counters.clone(),
-            Outbound::new(port),
-            Inbound::new(encapsulation.clone(), port, path_mtu),
-        );
-        let (thread, ended) = spawn(move || engine.run())?;
+        let stop = Arc::new(Stop::new()?);
+        let plan = Plan {
+            stop: stop.clone(),
+            counters: counters.clone(),
+            port,
+            path_mtu,
+            sums: sys::wide::sums(),
+        };
+        let works = match device {
+            Opened::Classic(queue) => plan.classic(queue, underlay, &snapshot, &encapsulation),
+            Opened::Batched(device) => {
+                let sender = match config.backend {
+                    Backend::Udp(_) => Sender::of(&underlay)?,
+                    Backend::Vxlan(_) => {
+                        let (v4, v6) = (site.bound.v4, site.bound.v6);
+                        Sender::pool(v4, v6, socket_options(&config))?
+                    }
+                };
+                let receiver = Receiver::new(underlay)?;
+                plan.batched(device, vec![(sender, receiver)], &snapshot, &encapsulation)
+            }
+        };
+        let mut threads = Threads::start(stop, works)?;
 
         let index = link.index;
         let node = Arc::new(Node {
@@ -210,6 +228,7 @@ impl Start {
                 port,
                 vni: ground.vni,
             },
+            engine: config.datapath.engine.name(),
             own: own.clone(),
             counters,
             device: spec.clone(),
@@ -232,15 +251,14 @@ impl Start {
             node,
         };
         daemon.announce();
-        let served = daemon.serve(&control, &mut signals, changes, ended).await;
+        let served = daemon
+            .serve(&control, &mut signals, changes, &mut threads)
+            .await;
 
         // Everything goes with its owner: the device with its queue, addresses and routes with the device,
         // the control socket with `control`.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        stop.write(1)?;
-        let forwarded = thread
-            .join()
-            .map_err(|_| anyhow!("the forwarding thread panicked"))?;
+        let forwarded = threads.join()?;
         // A device that someone made persistent outlives its queue, but not us.
         if let Some(left) = netlink.link_by_index(index).await? {
             netlink.delete_link(&left.name).await?;
@@ -257,19 +275,94 @@ impl Start {
     }
 }
 
-/// A forwarding thread, and a message when it has ended.
-type Forwarder = (JoinHandle<io::Result<()>>, oneshot::Receiver<()>);
+/// The device as an engine wants it.
+enum Opened {
+    Classic(tap::Queue),
+    Batched(tap::offload::Device),
+}
 
-fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Forwarder> {
-    let (sender, ended) = oneshot::channel::<()>();
-    let thread = thread::Builder::new()
-        .name("forward".into())
-        .spawn(move || {
-            // Dropped when the thread ends, by whatever way.
-            let _sender = sender;
-            run()
-        })?;
-    Ok((thread, ended))
+impl Opened {
+    fn open(engine: Engine, name: &str) -> Result<Self, tap::OpenError> {
+        match engine {
+            Engine::Classic => tap::classic::open(name).map(Opened::Classic),
+            Engine::Batched => tap::offload::open(name, 1).map(Opened::Batched),
+        }
+    }
+}
+
+/// What every engine's threads are made of.
+struct Plan {
+    stop: Arc<Stop>,
+    counters: Arc<Counters>,
+    port: u16,
+    /// The largest inner packet that a peer cuts to size, in bytes.
+    path_mtu: u16,
+    sums: Sums,
+}
+
+impl Plan {
+    fn outbound(&self) -> Outbound {
+        Outbound::new(self.port, self.sums)
+    }
+
+    fn inbound<E: Encapsulation>(&self, encapsulation: &E, takes: Takes) -> Inbound<E> {
+        let (port, mtu) = (self.port, self.path_mtu);
+        Inbound::new(encapsulation.clone(), port, mtu, takes, self.sums)
+    }
+
+    fn classic<E: Encapsulation>(
+        &self,
+        queue: tap::Queue,
+        underlay: Underlay,
+        snapshot: &Snapshot<Forwarding>,
+        encapsulation: &E,
+    ) -> Vec<(String, Work)> {
+        let engine = Classic::new(
+            queue,
+            underlay,
+            self.stop.clone(),
+            snapshot.reader(),
+            self.counters.clone(),
+            self.outbound(),
+            self.inbound(encapsulation, Takes::Finished),
+        );
+        vec![("forward".into(), Box::new(move || engine.run()))]
+    }
+
+    fn batched<E: Encapsulation>(
+        &self,
+        device: tap::offload::Device,
+        sockets: Vec<(Sender, Receiver)>,
+        snapshot: &Snapshot<Forwarding>,
+        encapsulation: &E,
+    ) -> Vec<(String, Work)> {
+        let takes = device.takes;
+        let waiter = Waiter::new(Patience::Adaptive(SPIN));
+        let mut works: Vec<(String, Work)> = Vec::new();
+        for (queue, (sender, receiver)) in device.queues.into_iter().zip(sockets) {
+            let common = Common {
+                device: Arc::new(queue),
+                stop: self.stop.clone(),
+                counters: self.counters.clone(),
+            };
+            let joiner = Joiner::new(self.sums, takes == Takes::TcpAndUdp, self.port);
+            let inbound = self.inbound(encapsulation, takes);
+            let (reader, own) = (snapshot.reader(), common.clone());
+            let ingress = Ingress::new(own, receiver, reader, inbound, joiner, waiter.clone());
+            works.push(("inbound".into(), Box::new(move || ingress.run())));
+            let (reader, outbound) = (snapshot.reader(), self.outbound());
+            let egress = Egress::new(
+                common,
+                sender,
+                reader,
+                outbound,
+                waiter.clone(),
+                E::HEADER_LEN,
+            );
+            works.push(("outbound".into(), Box::new(move || egress.run())));
+        }
+        works
+    }
 }
 
 fn socket_options(config: &Config) -> SocketOptions {
@@ -329,6 +422,8 @@ fn device_spec<E: Encapsulation>(
         .collect(),
         routes: routes(config, routed),
         ipv6_route_mtu: Some(v6_mtu).filter(|v6| *v6 < mtu),
+        gso_max_size: (config.datapath.engine == Engine::Batched)
+            .then_some(tap::offload::GSO_MAX_SIZE),
     })
 }
 

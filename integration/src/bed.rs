@@ -19,6 +19,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use encap::Family;
+use overlayd::config::Engine;
 use overlayd::kernel::NetNs;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -263,7 +264,13 @@ impl Bed {
     /// # Panics
     /// As [`Daemon::start`].
     pub fn start(&self, backend: Backend) -> Vec<Daemon> {
-        let start = |node: &Node| Daemon::start(node, &node.config(backend));
+        self.start_with(backend, Engine::Batched)
+    }
+
+    /// The same with another engine.
+    pub fn start_with(&self, backend: Backend, engine: Engine) -> Vec<Daemon> {
+        let config = |node: &Node| node.config(backend).set("datapath.engine", engine.name());
+        let start = |node: &Node| Daemon::start(node, &config(node));
         self.nodes.iter().map(start).collect()
     }
 

@@ -7,40 +7,79 @@ use encap::Family::{V4, V6};
 use integration::bed::{Backend, Bed, Daemon, Spec, Underlay};
 use integration::wire::Wire;
 use integration::{probe, wire};
+use overlayd::config::Engine;
 use overlayd::lab::traffic::Fragmenting;
 
-#[test]
-fn udp_over_ipv4() {
-    carry(Backend::Udp, Underlay::V4);
+mod classic {
+    use super::*;
+
+    #[test]
+    fn udp_over_ipv4() {
+        carry(Backend::Udp, Underlay::V4, Engine::Classic);
+    }
+
+    #[test]
+    fn udp_over_ipv6() {
+        carry(Backend::Udp, Underlay::V6, Engine::Classic);
+    }
+
+    #[test]
+    fn udp_over_both() {
+        carry(Backend::Udp, Underlay::Dual, Engine::Classic);
+    }
+
+    #[test]
+    fn vxlan_over_ipv4() {
+        carry(Backend::Vxlan, Underlay::V4, Engine::Classic);
+    }
+
+    #[test]
+    fn vxlan_over_ipv6() {
+        carry(Backend::Vxlan, Underlay::V6, Engine::Classic);
+    }
+
+    #[test]
+    fn vxlan_over_both() {
+        carry(Backend::Vxlan, Underlay::Dual, Engine::Classic);
+    }
 }
 
-#[test]
-fn udp_over_ipv6() {
-    carry(Backend::Udp, Underlay::V6);
-}
+mod batched {
+    use super::*;
 
-#[test]
-fn udp_over_both() {
-    carry(Backend::Udp, Underlay::Dual);
-}
+    #[test]
+    fn udp_over_ipv4() {
+        carry(Backend::Udp, Underlay::V4, Engine::Batched);
+    }
 
-#[test]
-fn vxlan_over_ipv4() {
-    carry(Backend::Vxlan, Underlay::V4);
-}
+    #[test]
+    fn udp_over_ipv6() {
+        carry(Backend::Udp, Underlay::V6, Engine::Batched);
+    }
 
-#[test]
-fn vxlan_over_ipv6() {
-    carry(Backend::Vxlan, Underlay::V6);
-}
+    #[test]
+    fn udp_over_both() {
+        carry(Backend::Udp, Underlay::Dual, Engine::Batched);
+    }
 
-#[test]
-fn vxlan_over_both() {
-    carry(Backend::Vxlan, Underlay::Dual);
+    #[test]
+    fn vxlan_over_ipv4() {
+        carry(Backend::Vxlan, Underlay::V4, Engine::Batched);
+    }
+
+    #[test]
+    fn vxlan_over_ipv6() {
+        carry(Backend::Vxlan, Underlay::V6, Engine::Batched);
+    }
+
+    #[test]
+    fn vxlan_over_both() {
+        carry(Backend::Vxlan, Underlay::Dual, Engine::Batched);
+    }
 }
 
 /// Everything that two nodes have to carry for each other.
-fn carry(backend: Backend, underlay: Underlay) {
+fn carry(backend: Backend, underlay: Underlay, engine: Engine) {
     // The outer family that each inner one travels over, and with it the MTU that it has.
     let (over4, over6) = match underlay {
         Underlay::V4 => (V4, V4),
@@ -53,8 +92,10 @@ fn carry(backend: Backend, underlay: Underlay) {
         pod_mtu: mtu(V4),
         ..Spec::default()
     });
-    let daemons = bed.start(backend);
-    assert_eq!(daemons[0].status()["device"]["mtu"], mtu(V4));
+    let daemons = bed.start_with(backend, engine);
+    let status = daemons[0].status();
+    assert_eq!(status["device"]["mtu"], mtu(V4));
+    assert_eq!(status["engine"], engine.name());
 
     let wire = Wire::listen(bed.underlay());
     pings(&bed);

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
+use encap::{Encapsulation, Family, OwnMacs, RawUdp, Sums, Vxlan};
 use etherparse::{
     NetHeaders, NetSlice, PacketBuilder, PacketHeaders, SlicedPacket, TransportHeader,
     TransportSlice,
@@ -18,7 +18,7 @@ use integration::pcap::{self, Capture};
 use integration::tshark::{self, Layer};
 use overlayd::datapath::batch::{Batch, Outbox};
 use overlayd::datapath::counters::Direction;
-use overlayd::datapath::inbound::Inbound;
+use overlayd::datapath::inbound::{Inbound, Takes};
 use overlayd::datapath::outbound::Outbound;
 use overlayd::datapath::{Forwarding, Options};
 use overlayd::lease::sync::{Ground, KnownPeers, sync};
@@ -209,9 +209,15 @@ impl<E: Encapsulation> Node<E> {
                 tables: synced.tables,
                 options,
             },
-            inbound: Inbound::new(encapsulation, ground.port, device_mtu),
-            outbound: Outbound::new(ground.port),
-            batch: Batch::new(1),
+            inbound: Inbound::new(
+                encapsulation,
+                ground.port,
+                device_mtu,
+                Takes::Finished,
+                Sums::PORTABLE,
+            ),
+            outbound: Outbound::new(ground.port, Sums::PORTABLE),
+            batch: Batch::new(1, encap::MAX_HEADER),
             out: Outbox::default(),
             received: Direction::default(),
             sent: Direction::default(),
@@ -222,8 +228,8 @@ impl<E: Encapsulation> Node<E> {
     fn load(&mut self, bytes: &[u8]) {
         self.batch.clear();
         self.out.clear();
-        let filled = self.batch.fill(|frame| {
-            frame.room()[..bytes.len()].copy_from_slice(bytes);
+        let filled = self.batch.fill(|room, _| {
+            room[..bytes.len()].copy_from_slice(bytes);
             anyhow::Ok(Some(bytes.len()))
         });
         assert!(filled.unwrap());
@@ -232,7 +238,7 @@ impl<E: Encapsulation> Node<E> {
     /// The packets that one datagram of the capture brings.
     fn receive(&mut self, flight: &Flight) -> Vec<Vec<u8>> {
         self.load(&flight.payload);
-        let frame = &mut self.batch.frames_mut()[0];
+        let frame = self.batch.frame_mut(0);
         (frame.source, frame.tos) = (Some(flight.source), flight.tos);
         let (batch, out) = (&mut self.batch, &mut self.out);
         self.inbound

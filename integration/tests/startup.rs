@@ -481,7 +481,7 @@ fn mistakes_in_the_configuration_end_with_78() {
         ),
         (
             config.clone().set("datapath.engine", "uring"),
-            &["datapath.engine", "uring", "classic"],
+            &["datapath.engine", "uring", "batched"],
         ),
         (
             config.clone().set("store.type", "etcd"),

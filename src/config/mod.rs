@@ -160,6 +160,21 @@ pub struct Datapath {
 pub enum Engine {
     /// One packet per system call.
     Classic,
+    /// Superpackets and trains of datagrams.
+    Batched,
+}
+
+impl Engine {
+    /// Every engine there is.
+    pub const ALL: &[Engine] = &[Engine::Classic, Engine::Batched];
+
+    /// Its name, as configuration and status have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Engine::Classic => "classic",
+            Engine::Batched => "batched",
+        }
+    }
 }
 
 /// What the outer ECN field is made of.

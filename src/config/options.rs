@@ -196,7 +196,7 @@ pub static OPTIONS: &[Opt] = &[
         "Largest inner packet in bytes, 576 to 65535 (at least 1280 with IPv6 inside)."),
 
     row("datapath", "engine", "engine", Kind::Text, r#""auto""#, "auto",
-        "How packets are read and sent: classic (one per system call), auto (the best built in)."),
+        "How packets are read and sent: batched (superpackets and trains), classic (one per system call), auto (batched)."),
     row("datapath", "queues", "queues", Kind::NumberOrText, "1", "1",
         "Device queues, each with a thread."),
     reload(row("datapath", "ecn", "ecn", Kind::Text, r#""auto""#, "auto",

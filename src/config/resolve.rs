@@ -348,7 +348,7 @@ impl Resolver {
         Datapath {
             engine: self
                 .read("datapath.engine", engine)
-                .unwrap_or(Engine::Classic),
+                .unwrap_or(Engine::Batched),
             queues: self.read("datapath.queues", queues).unwrap_or(1),
             ecn: self
                 .word(
@@ -455,9 +455,12 @@ fn backend_is_vxlan(text: &str) -> Result<bool, String> {
 
 fn engine(text: &str) -> Result<Engine, String> {
     match text {
-        "auto" | "classic" => Ok(Engine::Classic),
-        "batched" | "uring" => Err(not_in_this_version("use \"classic\" or \"auto\"")),
-        _ => Err("unknown; use \"auto\" or \"classic\"".to_owned()),
+        "auto" | "batched" => Ok(Engine::Batched),
+        "classic" => Ok(Engine::Classic),
+        "uring" => Err(not_in_this_version(
+            "use \"batched\", \"classic\" or \"auto\"",
+        )),
+        _ => Err("unknown; use \"auto\", \"batched\" or \"classic\"".to_owned()),
     }
 }
 

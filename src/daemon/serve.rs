@@ -12,9 +12,10 @@ use fdb::Snapshot;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::Surroundings;
+use super::threads::Threads;
 use crate::config::Config;
 use crate::datapath::Forwarding;
 use crate::datapath::counters::{Counters, PeerCounters};
@@ -61,6 +62,7 @@ impl Signals {
 pub(super) struct Node {
     pub(super) name: String,
     pub(super) backend: status::Backend,
+    pub(super) engine: &'static str,
     pub(super) own: Lease,
     pub(super) counters: Arc<Counters>,
     pub(super) device: DeviceSpec,
@@ -143,7 +145,7 @@ impl<E: Encapsulation> Daemon<E> {
         control: &Control,
         signals: &mut Signals,
         mut changes: mpsc::Receiver<()>,
-        mut forwarder: oneshot::Receiver<()>,
+        threads: &mut Threads,
     ) -> anyhow::Result<()> {
         let node = self.node.clone();
         let clients = control.serve(move |request| node.clone().answer(request));
@@ -156,7 +158,7 @@ impl<E: Encapsulation> Daemon<E> {
             tokio::select! {
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
-                _ = &mut forwarder => return Ok(()),
+                () = threads.one_ended() => return Ok(()),
                 _ = signals.hangup.recv() => self.reload().await,
                 Some(()) = changes.recv() => { self.resync().await; }
                 never = &mut clients => match never {},
@@ -484,7 +486,7 @@ impl Node {
             uptime_seconds: self.started.elapsed().as_secs(),
             program_version: env!("CARGO_PKG_VERSION").into(),
             backend: self.backend.clone(),
-            engine: "classic".into(),
+            engine: self.engine.into(),
             device: status::Device {
                 name: self.device.name.clone(),
                 index: self.link.index,

@@ -9,17 +9,17 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use encap::{Encapsulation, Family};
+use encap::{Encapsulation, Family, MAX_HEADER};
 use fdb::Reader;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 
 use super::batch::{Batch, Outbox};
 use super::counters::{Counters, Direction, PeerCounters};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
-use super::{DropReason, Forwarding};
+use super::stop::Stop;
+use super::{DropReason, Forwarding, send_failure};
 use crate::tap::Queue;
 use crate::underlay::Underlay;
 
@@ -30,7 +30,7 @@ const BUDGET: usize = 64;
 pub struct Classic<E> {
     device: Queue,
     underlay: Underlay,
-    stop: Arc<EventFd>,
+    stop: Arc<Stop>,
     forwarding: Reader<Forwarding>,
     counters: Arc<Counters>,
     outbound: Outbound,
@@ -52,13 +52,13 @@ impl<E: Encapsulation> Classic<E> {
     pub fn new(
         device: Queue,
         underlay: Underlay,
-        stop: Arc<EventFd>,
+        stop: Arc<Stop>,
         forwarding: Reader<Forwarding>,
         counters: Arc<Counters>,
         outbound: Outbound,
         inbound: Inbound<E>,
     ) -> Self {
-        let (batch, out) = (Batch::new(1), Outbox::default());
+        let (batch, out) = (Batch::new(1, MAX_HEADER), Outbox::default());
         Classic {
             device,
             underlay,
@@ -121,7 +121,7 @@ impl<E: Encapsulation> Classic<E> {
     fn drain_device(&mut self) -> io::Result<()> {
         for _ in 0..BUDGET {
             self.batch.clear();
-            if !self.batch.fill(|frame| self.device.read(frame.room()))? {
+            if !self.batch.fill(|room, _| self.device.read(room))? {
                 break;
             }
             let forwarding = self.forwarding.load();
@@ -153,7 +153,7 @@ impl<E: Encapsulation> Classic<E> {
             self.batch.clear();
             match self
                 .batch
-                .fill(|frame| self.underlay.receive(family, frame))
+                .fill(|room, frame| self.underlay.receive(family, room, frame))
             {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -190,10 +190,10 @@ fn send(out: &Outbox, batch: &Batch, underlay: &mut Underlay, tables: &Tables, c
             .try_for_each(|datagram| underlay.send(parcel.to, parcel.tos, datagram));
         match sent {
             Ok(()) => {
-                let bytes = parcel.inner_len as u64;
+                let bytes = parcel.inner_bytes;
                 counts.forwarded.add(1);
                 counts.forwarded_bytes.add(bytes);
-                tables.peer(parcel.peer).data.sent.count(bytes);
+                tables.peer(parcel.peer).data.sent.count(1, bytes);
             }
             Err(error) => counts.drop_one(send_failure(&error)),
         }
@@ -210,18 +210,9 @@ fn deliver(out: &Outbox, batch: &Batch, device: &Queue, tables: &Tables, counts:
             let bytes = packet.len() as u64;
             counts.forwarded.add(1);
             counts.forwarded_bytes.add(bytes);
-            tables.peer(peer).data.received.count(bytes);
+            tables.peer(peer).data.received.count(1, bytes);
         } else {
             counts.drop_one(DropReason::DeviceRefused);
         }
-    }
-}
-
-fn send_failure(error: &io::Error) -> DropReason {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMSGSIZE) => DropReason::UnderlayMtu,
-        Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => DropReason::SendQueueFull,
-        Some(_) => DropReason::SendFailed,
-        None => DropReason::NoUnderlay,
     }
 }

@@ -57,6 +57,18 @@ pub struct Direction {
     /// Datagrams that the kernel dropped before we saw them: the socket's receive buffer was full, or the UDP
     /// checksum wrong. Apart from the balance.
     pub overflow: Cell,
+    /// System calls on the device: reads (outbound) or writes (inbound) that moved something.
+    pub device_calls: Cell,
+    /// System calls on the sockets: sends (outbound) or receives (inbound) that moved something.
+    pub socket_calls: Cell,
+    /// Messages in those calls. One may be many datagrams.
+    pub socket_messages: Cell,
+    /// Datagrams in those messages.
+    pub datagrams: Cell,
+    /// Packets handed to the device in one piece with others (inbound).
+    pub coalesced: Cell,
+    /// Times the thread went to sleep.
+    pub sleeps: Cell,
 }
 
 impl Default for Direction {
@@ -75,6 +87,12 @@ impl Default for Direction {
             checksums_completed: Cell::default(),
             reserved_bits: Cell::default(),
             overflow: Cell::default(),
+            device_calls: Cell::default(),
+            socket_calls: Cell::default(),
+            socket_messages: Cell::default(),
+            datagrams: Cell::default(),
+            coalesced: Cell::default(),
+            sleeps: Cell::default(),
         }
     }
 }
@@ -132,9 +150,9 @@ pub struct PeerDirection {
 }
 
 impl PeerDirection {
-    /// Counts one inner packet of `bytes`.
-    pub fn count(&self, bytes: u64) {
-        self.packets.add(1);
+    /// Counts inner packets of `bytes` together.
+    pub fn count(&self, packets: u64, bytes: u64) {
+        self.packets.add(packets);
         self.bytes.add(bytes);
     }
 }
@@ -181,6 +199,24 @@ pub struct DirectionCounts {
     /// Datagrams that the kernel dropped before we saw them.
     #[serde(default)]
     pub overflow: u64,
+    /// System calls on the device.
+    #[serde(default)]
+    pub device_calls: u64,
+    /// System calls on the sockets.
+    #[serde(default)]
+    pub socket_calls: u64,
+    /// Messages in those.
+    #[serde(default)]
+    pub socket_messages: u64,
+    /// Datagrams in those.
+    #[serde(default)]
+    pub datagrams: u64,
+    /// Packets handed to the device together with others.
+    #[serde(default)]
+    pub coalesced: u64,
+    /// Times the thread went to sleep.
+    #[serde(default)]
+    pub sleeps: u64,
 }
 
 impl From<&Direction> for DirectionCounts {
@@ -200,6 +236,12 @@ impl From<&Direction> for DirectionCounts {
             checksums_completed: counts.checksums_completed.get(),
             reserved_bits: counts.reserved_bits.get(),
             overflow: counts.overflow.get(),
+            device_calls: counts.device_calls.get(),
+            socket_calls: counts.socket_calls.get(),
+            socket_messages: counts.socket_messages.get(),
+            datagrams: counts.datagrams.get(),
+            coalesced: counts.coalesced.get(),
+            sleeps: counts.sleeps.get(),
             ..DirectionCounts::default()
         };
         copy.packets_in = counts.packets_in.get();

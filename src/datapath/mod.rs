@@ -13,18 +13,25 @@
 //! Every packet that enters a stage ends in exactly one place, and [`counters`] says in which.
 
 pub mod batch;
+pub mod batched;
 pub mod classic;
 pub mod counters;
 mod drop_reason;
 pub mod hairpin;
 pub mod inbound;
+pub mod join;
 pub mod outbound;
+pub mod stop;
+pub mod train;
+pub mod wait;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 pub use drop_reason::DropReason;
 use encap::ip::{Fragment, Inner};
+use nix::errno::Errno;
 
 use counters::PeerCounters;
 
@@ -70,6 +77,16 @@ fn is_routable(destination: IpAddr) -> bool {
     match destination {
         IpAddr::V4(ip) => !(ip.is_multicast() || ip.is_broadcast() || ip.is_unspecified()),
         IpAddr::V6(ip) => !(ip.is_multicast() || ip.is_unspecified() || ip.is_unicast_link_local()),
+    }
+}
+
+/// Why a datagram was not sent.
+fn send_failure(error: &io::Error) -> DropReason {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMSGSIZE) => DropReason::UnderlayMtu,
+        Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => DropReason::SendQueueFull,
+        Some(_) => DropReason::SendFailed,
+        None => DropReason::NoUnderlay,
     }
 }
 

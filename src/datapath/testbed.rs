@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use encap::{Encapsulation, Family, MacAddr, OwnMacs, RawUdp, Vxlan};
+use encap::{Encapsulation, Family, MacAddr, OwnMacs, RawUdp, Sums, Vxlan};
 use etherparse::{
     IpHeaders, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, NetHeaders, PacketBuilder,
     PacketBuilderStep, PacketHeaders,
@@ -17,7 +17,7 @@ use fdb::{Endpoint, NextHop, Tables};
 
 use super::batch::{Batch, Outbox};
 use super::counters::Direction;
-use super::inbound::Inbound;
+use super::inbound::{Inbound, Takes};
 use super::outbound::Outbound;
 use super::{Forwarding, Options};
 
@@ -192,8 +192,14 @@ impl<E: Backend> Bed<E> {
                 tables: tables.build(),
                 options,
             },
-            inbound: Inbound::new(E::of(here), E::PORT, E::device_mtu()),
-            outbound: Outbound::new(E::PORT),
+            inbound: Inbound::new(
+                E::of(here),
+                E::PORT,
+                E::device_mtu(),
+                Takes::Finished,
+                Sums::PORTABLE,
+            ),
+            outbound: Outbound::new(E::PORT, Sums::PORTABLE),
             now: Instant::now() + Duration::from_secs(3600),
         }
     }
@@ -205,10 +211,10 @@ impl<E: Backend> Bed<E> {
 
     /// Datagrams come in one batch. The balance is checked.
     pub(super) fn receive_all(&mut self, datagrams: &[(IpAddr, u8, Vec<u8>)]) -> Received {
-        let (mut batch, mut out) = (Batch::new(datagrams.len()), Outbox::default());
+        let (mut batch, mut out) = (Batch::new(datagrams.len(), 0), Outbox::default());
         for (source, tos, datagram) in datagrams {
             fill(&mut batch, datagram);
-            let frame = batch.frames_mut().last_mut().unwrap();
+            let frame = batch.frame_mut(batch.len() - 1);
             (frame.source, frame.tos) = (Some(*source), *tos);
         }
         let counts = Direction::default();
@@ -236,7 +242,10 @@ impl<E: Backend> Bed<E> {
 
     /// The kernel hands us packets in one batch. The balance is checked.
     pub(super) fn send_all(&mut self, packets: &[Vec<u8>]) -> Worked {
-        let (mut batch, mut out) = (Batch::new(packets.len()), Outbox::default());
+        let (mut batch, mut out) = (
+            Batch::new(packets.len(), encap::MAX_HEADER),
+            Outbox::default(),
+        );
         for packet in packets {
             fill(&mut batch, packet);
         }
@@ -272,8 +281,8 @@ impl<E: Backend> Bed<E> {
 
 /// Reads a packet into the batch's next frame.
 pub(super) fn fill(batch: &mut Batch, bytes: &[u8]) {
-    let filled = batch.fill(|frame| {
-        frame.room()[..bytes.len()].copy_from_slice(bytes);
+    let filled = batch.fill(|room, _| {
+        room[..bytes.len()].copy_from_slice(bytes);
         Ok::<_, ()>(Some(bytes.len()))
     });
     assert_eq!(filled, Ok(true));

@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn peers_keep_their_counters_over_a_change_of_subnet_or_mac() {
         let first = synced(&ground(dual()), LEASES);
-        first.tables.peers()[0].data.sent.count(100);
+        first.tables.peers()[0].data.sent.count(1, 100);
         let known: KnownPeers = first.tables.peers()[0]
             .public
             .ips()

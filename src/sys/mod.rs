@@ -3,4 +3,5 @@
 
 pub mod socket;
 pub mod tun;
+pub mod udp;
 pub mod wide;

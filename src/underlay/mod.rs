@@ -5,6 +5,9 @@
 //! zero checksum is accepted over IPv4 (RFC 7348 section 5) and refused over IPv6 unless asked for
 //! (RFC 6935).
 
+pub mod receiver;
+pub mod sender;
+
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -109,17 +112,22 @@ impl Underlay {
         }
     }
 
-    /// Receives one datagram of `family` into `frame`; `None` if there is none now.
+    /// Receives one datagram of `family` into `room`, what is known of it into `frame`; `None` if there is none now.
     ///
     /// # Errors
     /// As recvmsg(2). A pending error of the socket is reported once and is no reason to stop.
-    pub fn receive(&mut self, family: Family, frame: &mut Frame) -> io::Result<Option<usize>> {
+    pub fn receive(
+        &mut self,
+        family: Family,
+        room: &mut [u8],
+        frame: &mut Frame,
+    ) -> io::Result<Option<usize>> {
         let port = match family {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         };
         let Some(port) = port else { return Ok(None) };
-        port.receive(frame)
+        port.receive(room, frame)
     }
 
     /// Datagrams that the kernel dropped since the last call: the receive buffer was full, or the checksum wrong.
@@ -195,9 +203,9 @@ impl Port {
         Ok(())
     }
 
-    fn receive(&mut self, frame: &mut Frame) -> io::Result<Option<usize>> {
+    fn receive(&mut self, room: &mut [u8], frame: &mut Frame) -> io::Result<Option<usize>> {
         loop {
-            let mut iov = [IoSliceMut::new(frame.room())];
+            let mut iov = [IoSliceMut::new(room)];
             let received = recvmsg::<SockaddrStorage>(
                 self.socket.as_raw_fd(),
                 &mut iov,
@@ -247,11 +255,12 @@ mod tests {
 
     /// Reads all that is there, and says how many datagrams that were.
     fn drain(underlay: &mut Underlay) -> u64 {
-        let mut batch = Batch::new(1);
+        let mut batch = Batch::new(1, 0);
         let mut count = 0;
         loop {
             batch.clear();
-            let receive = |frame: &mut Frame| underlay.receive(Family::V4, frame);
+            let receive =
+                |room: &mut [u8], frame: &mut Frame| underlay.receive(Family::V4, room, frame);
             if !batch.fill(receive).unwrap() {
                 return count;
             }

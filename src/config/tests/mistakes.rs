@@ -135,12 +135,10 @@ fn what_is_not_built_is_refused_with_what_to_use() {
         "[backend]\nmode = 'tap'\n",
         &["not in this version", "\"tun\""],
     );
-    for engine in ["batched", "uring"] {
-        bad(
-            &format!("[datapath]\nengine = '{engine}'\n"),
-            &["not in this version", "classic"],
-        );
-    }
+    bad(
+        "[datapath]\nengine = 'uring'\n",
+        &["not in this version", "batched"],
+    );
     bad(
         "[datapath]\nqueues = 2\n",
         &["not in this version", "use 1"],

@@ -117,7 +117,7 @@ fn defaults() {
     } = config.datapath;
     assert_eq!(
         (engine, queues, ecn, dscp, df),
-        (Engine::Classic, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
+        (Engine::Batched, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
     );
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),

@@ -73,7 +73,10 @@ fn outbound_is_steady<E: Backend>() {
     for family in FAMILIES {
         let packets = from_the_device(family);
         let mut bed = Bed::<E>::new();
-        let (mut batch, mut out) = (Batch::new(packets.len()), Outbox::default());
+        let (mut batch, mut out) = (
+            Batch::new(packets.len(), encap::MAX_HEADER),
+            Outbox::default(),
+        );
         let counts = Direction::default();
         assert_steady(E::NAME, || {
             batch.clear();
@@ -102,14 +105,14 @@ fn inbound_is_steady<E: Backend>() {
     for family in FAMILIES {
         let datagrams = from_the_underlay::<E>(family);
         let bed = Bed::<E>::new();
-        let (mut batch, mut out) = (Batch::new(datagrams.len()), Outbox::default());
+        let (mut batch, mut out) = (Batch::new(datagrams.len(), 0), Outbox::default());
         let counts = Direction::default();
         assert_steady(E::NAME, || {
             batch.clear();
             out.clear();
             for (source, tos, datagram) in &datagrams {
                 fill(&mut batch, datagram);
-                let frame = batch.frames_mut().last_mut().unwrap();
+                let frame = batch.frame_mut(batch.len() - 1);
                 (frame.source, frame.tos) = (Some(*source), *tos);
             }
             bed.inbound

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use encap::{Family, MacAddr, RawUdp, Vxlan, ethernet, ipv4};
+use encap::{Family, MacAddr, RawUdp, Sums, Vxlan, ethernet, ipv4};
 
 use crate::datapath::DropReason;
-use crate::datapath::inbound::Inbound;
+use crate::datapath::inbound::{Inbound, Takes};
 use crate::datapath::testbed::{
     Backend, Bed, FAMILIES, PEER, Packet, THIRD, US, mac, overlay, pattern, pod, public, stranger,
     verified,
@@ -171,7 +171,13 @@ const RULES: &[Rule] = &[
 
 fn strict<E: Backend>(encapsulation: E) -> Bed<E> {
     let mut bed = Bed::<E>::new();
-    bed.inbound = Inbound::new(encapsulation, E::PORT, E::device_mtu());
+    bed.inbound = Inbound::new(
+        encapsulation,
+        E::PORT,
+        E::device_mtu(),
+        Takes::Finished,
+        Sums::PORTABLE,
+    );
     bed
 }
 

@@ -1,0 +1,51 @@
+//! Opens the batched engine's device: superpackets in both directions, checksums left to the other side.
+//!
+//! Each packet is led by a virtio_net_hdr (`encap::vnet`), which says what is left to do. So one read takes what the
+//! kernel's TCP made of one write of an application, and one write gives it as much as can be joined.
+
+use crate::datapath::inbound::Takes;
+use crate::sys::tun::{self, Offloads};
+
+use super::{OpenError, Queue};
+
+/// The largest superpacket that the device shall hand over, in bytes: after splitting to usual segment sizes, with
+/// headers in front of each, it still fits one send of 65,507 bytes (44 segments of a 1,450 byte MTU).
+pub const GSO_MAX_SIZE: u32 = 62_000;
+
+/// A device with one queue or several, and what its kernel takes and gives unfinished.
+pub struct Device {
+    /// Its queues.
+    pub queues: Vec<Queue>,
+    /// What it takes, and gives.
+    pub takes: Takes,
+}
+
+/// Creates the TUN device `name`, or takes over one of that name that nobody has open, with so many queues. It goes
+/// when the last is dropped, unless someone made it persistent.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open(name: &str, queues: u16) -> Result<Device, OpenError> {
+    let fail = |cause| OpenError::new(name, cause);
+    let multi_queue = queues > 1;
+    let mut opened = Vec::new();
+    for _ in 0..queues {
+        let (fd, name) = tun::open_with_header(name, multi_queue).map_err(fail)?;
+        opened.push(Queue::new(fd, name));
+    }
+    // The offloads belong to the device, not to a queue. A kernel refuses what it does not know.
+    let mut takes = Takes::Finished;
+    if let Some(queue) = opened.first() {
+        takes = if tun::set_offloads(queue, Offloads::TCP_AND_UDP).is_ok() {
+            Takes::TcpAndUdp
+        } else if tun::set_offloads(queue, Offloads::TCP).is_ok() {
+            Takes::Tcp
+        } else {
+            Takes::Finished
+        };
+    }
+    Ok(Device {
+        queues: opened,
+        takes,
+    })
+}
