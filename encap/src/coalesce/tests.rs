@@ -400,12 +400,24 @@ fn not_for_joining() {
     assert!(Run::start(&udp, &inner, &toward).is_none());
     assert!(start(&[&udp[..], &[0]].concat()).is_none(), "padding");
 
-    // The sender did without a checksum, so nobody could tell damage.
-    let mut bare = udp.clone();
-    bare[26..28].fill(0);
-    assert!(start(&bare).is_none());
-    let mut run = start(&udp).unwrap();
-    assert_eq!(run.try_join(&bare), Join::No);
+    // The sender did without a checksum, so nobody could tell damage; neither where it would have been 0xffff, the
+    // other zero, with which the sum comes out right.
+    let mut ones = testing::udp4(&[0, 0]);
+    let last = ones.len() - 2;
+    let without = [ones[26], ones[27]];
+    ones[last..].copy_from_slice(&without);
+    mend(&mut ones);
+    assert_eq!(ones[26..28], [0xff, 0xff]);
+    for packet in [udp.clone(), ones] {
+        let mut bare = packet.clone();
+        bare[26..28].fill(0);
+        assert!(start(&bare).is_none());
+        let mut run = start(&packet).unwrap();
+        assert_eq!(run.try_join(&as_next(&run, packet)), Join::Joined);
+        let mut bare = as_next(&run, bare);
+        bare[26..28].fill(0);
+        assert_eq!(run.try_join(&bare), Join::No);
+    }
 
     let mut fragment = udp.clone();
     fragment[6] = 0x20;
