@@ -4,11 +4,13 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use encap::coalesce::{Join, Rules, Run};
 use encap::{
-    Encapsulation, Family, Fragments, Inner, MacAddr, OwnMacs, Segments, Vxlan, checksum, flow,
-    segment,
+    Encapsulation, Family, Fragments, Inner, MacAddr, OwnMacs, Segments, Split, Sums, Vxlan,
+    checksum, flow, segment,
 };
 use etherparse::{PacketBuilder, TcpHeader};
+use overlayd::sys::wide;
 
 /// A TCP packet between two pods with the timestamp option, as Linux sends it.
 fn tcp(family: Family, payload: usize) -> Vec<u8> {
@@ -136,6 +138,73 @@ fn cutting(c: &mut Criterion) {
     group.finish();
 }
 
+/// The loops over payload bytes, beside the copy that none of them can beat by much.
+fn sums(c: &mut Criterion) {
+    let bytes: Vec<u8> = (0u8..=250).cycle().take(62_000).collect();
+    let mut copy = vec![0; bytes.len()];
+    let mut group = c.benchmark_group("sums");
+    for len in [64, 1398, 62_000] {
+        let (from, to) = (&bytes[..len], &mut copy[..len]);
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(BenchmarkId::new("memcpy", len), |b| {
+            b.iter(|| to.copy_from_slice(black_box(from)))
+        });
+        for (name, sums) in [("portable", Sums::PORTABLE), ("wide", wide::sums())] {
+            group.bench_function(BenchmarkId::new(format!("sum, {name}"), len), |b| {
+                b.iter(|| (sums.sum)(black_box(from)))
+            });
+            group.bench_function(
+                BenchmarkId::new(format!("copy and sum, {name}"), len),
+                |b| b.iter(|| (sums.copy_and_sum)(to, black_box(from))),
+            );
+        }
+    }
+    group.finish();
+}
+
+/// A superpacket on its way out, and on its way in.
+fn superpackets(c: &mut Criterion) {
+    let prefix = [0; Vxlan::HEADER_LEN];
+    let mut group = c.benchmark_group("superpacket of 62 KB");
+    group.throughput(Throughput::Bytes(62_000));
+    for (name, family) in [("ipv4", Family::V4), ("ipv6", Family::V6)] {
+        let packet = tcp(family, 62_000);
+        let inner = Inner::parse(&packet).expect("a packet just built parses");
+        let mut out = vec![0; 1 << 16];
+        for (loops, sums) in [("portable", Sums::PORTABLE), ("wide", wide::sums())] {
+            group.bench_function(BenchmarkId::new(format!("split, {loops}"), name), |b| {
+                b.iter(|| {
+                    let split = Split::new(black_box(&packet), &inner, 1398).expect("TCP is split");
+                    split.write_all(&prefix, &mut out, &sums)
+                });
+            });
+        }
+        let split = Split::new(&packet, &inner, 1398).expect("TCP is split");
+        let len = split.write_all(&[], &mut out, &Sums::PORTABLE);
+        let segments: Vec<&[u8]> = out[..len].chunks(split.segment_len()).collect();
+        let first = Inner::parse(segments[0]).expect("a segment parses");
+        let mut head = segments[0][..split.header_len()].to_vec();
+        for (loops, sums) in [("portable", Sums::PORTABLE), ("wide", wide::sums())] {
+            let rules = Rules {
+                sums,
+                udp: true,
+                tunnel_ports: &[4789],
+            };
+            group.bench_function(BenchmarkId::new(format!("join, {loops}"), name), |b| {
+                b.iter(|| {
+                    let mut run =
+                        Run::start(segments[0], &first, &rules).expect("TCP data is joined");
+                    for segment in black_box(&segments[1..]) {
+                        assert_ne!(run.try_join(segment), Join::No);
+                    }
+                    run.finish(&mut head)
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 fn per_packet(c: &mut Criterion) {
     let mut group = c.benchmark_group("per packet");
     for (name, family) in [("ipv4", Family::V4), ("ipv6", Family::V6)] {
@@ -157,6 +226,8 @@ criterion_group!(
     encapsulation,
     checksums,
     cutting,
+    sums,
+    superpackets,
     per_packet
 );
 criterion_main!(benches);

@@ -7,33 +7,12 @@
 
 use std::net::IpAddr;
 
-use crate::Inner;
+use crate::{Inner, sums};
 
 /// Ones' complement sum of `bytes`, folded to 16 bits.
-///
-/// RFC 1071 section 2 gives the two licences this takes: words may be summed in any byte order and swapped at
-/// the end (B), and wider words summed and folded at the end (C). Eight independent 64-bit sums of 32-bit
-/// words let the compiler use whatever vector registers the target has.
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u16 {
-    const LANES: usize = 8;
-    let mut lanes = [0u64; LANES];
-    let mut rest = bytes;
-    while let Some((block, tail)) = rest.split_first_chunk::<{ LANES * 4 }>() {
-        for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-            *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-        }
-        rest = tail;
-    }
-    let mut total: u128 = lanes.iter().map(|&lane| u128::from(lane)).sum();
-    while let Some((&word, tail)) = rest.split_first_chunk::<4>() {
-        total += u128::from(u32::from_ne_bytes(word));
-        rest = tail;
-    }
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    total += u128::from(u32::from_ne_bytes(last));
-    u16::from_be(fold(total))
+    sums::sum(bytes)
 }
 
 /// The checksum of `bytes` as it goes into a header's field: the complement of [`sum`].
@@ -80,24 +59,24 @@ pub const fn update_u32(checksum: u16, old: u32, new: u32) -> u16 {
 #[must_use]
 pub fn pseudo_header(inner: &Inner, l4_len: usize) -> u16 {
     let addresses = match (inner.src, inner.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => u128::from(src.to_bits()) + u128::from(dst.to_bits()),
+        (IpAddr::V4(src), IpAddr::V4(dst)) => u64::from(src.to_bits()) + u64::from(dst.to_bits()),
         (src, dst) => wide(src) + wide(dst),
     };
-    fold(addresses + u128::from(inner.protocol) + l4_len as u128)
+    fold(addresses + u64::from(inner.protocol) + l4_len as u64)
 }
 
-/// An address as 16-bit words, summed to few enough bits that more can be added.
-fn wide(ip: IpAddr) -> u128 {
+/// An address as 32-bit words, summed.
+fn wide(ip: IpAddr) -> u64 {
     let bits = match ip {
         IpAddr::V4(ip) => u128::from(ip.to_bits()),
         IpAddr::V6(ip) => ip.to_bits(),
     };
-    (bits >> 64) + (bits & u128::from(u64::MAX))
+    let word = |shift: u32| (bits >> shift & 0xffff_ffff) as u64;
+    word(96) + word(64) + word(32) + word(0)
 }
 
 /// Folds a sum of wider words to 16 bits: 2^16 is 1 in this arithmetic, so the 16-bit digits just add up.
-pub(crate) fn fold(mut sum: u128) -> u16 {
-    sum = (sum >> 64) + (sum & u128::from(u64::MAX));
+pub(crate) fn fold(mut sum: u64) -> u16 {
     sum = (sum >> 32) + (sum & 0xffff_ffff);
     sum = (sum >> 16) + (sum & 0xffff);
     sum = (sum >> 16) + (sum & 0xffff);

@@ -364,3 +364,6 @@ fn len16(len: usize) -> u16 {
 fn length(len: usize) -> u32 {
     u32::from(len16(len))
 }
+
+#[cfg(test)]
+mod tests;

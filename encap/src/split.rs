@@ -286,3 +286,65 @@ fn len16(len: usize) -> u16 {
     debug_assert!(len <= usize::from(u16::MAX));
     u16::try_from(len).unwrap_or(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use proptest::prelude::*;
+
+    #[test]
+    fn no_room_no_segment() {
+        let packet = testing::udp4(&[1; 25]);
+        let inner = Inner::parse(&packet).unwrap();
+        let split = Split::new(&packet, &inner, 10).unwrap();
+        assert_eq!((split.count(), split.segment_len()), (3, 38));
+        assert_eq!(split.total_len(8), 3 * 36 + 25);
+        let mut out = [0xee; 3 * 36 + 25];
+        for len in 0..out.len() {
+            let written = split.write_all(&[0; 8], &mut out[..len], &Sums::PORTABLE);
+            assert_eq!(written, len / 46 * 46, "{len} bytes of room");
+        }
+        assert_eq!(
+            split.write_all(&[0; 8], &mut out, &Sums::PORTABLE),
+            out.len()
+        );
+        assert_eq!(split.write(3..9, &[], &mut out, &Sums::PORTABLE), 0);
+        assert_eq!(
+            (split.range_len(3..9, 0), split.range_len(2..9, 0)),
+            (0, 33)
+        );
+    }
+
+    proptest! {
+        /// What these packets are, the tests of `segment.rs` say; here, that all ways to write them agree.
+        #[test]
+        fn in_one_go_or_piece_by_piece(
+            packet in testing::packet(3000), size in 1usize..1000, prefix in proptest::collection::vec(any::<u8>(), 0..60),
+            cut: prop::sample::Index,
+        ) {
+            let inner = Inner::parse(&packet).unwrap();
+            let split = Split::new(&packet, &inner, size).unwrap();
+            let mut segments = crate::Segments::new(&packet, &inner, size).unwrap();
+            let (mut expected, mut piece) = (Vec::new(), Vec::new());
+            while segments.next_into(&mut piece).is_some() {
+                prop_assert!(piece.len() == split.segment_len() || segments.next_into(&mut Vec::new()).is_none());
+                expected.extend_from_slice(&prefix);
+                expected.append(&mut piece);
+            }
+            let mut out = vec![0xee; expected.len() + 5];
+            prop_assert_eq!(split.total_len(prefix.len()), expected.len());
+            prop_assert_eq!(split.write_all(&prefix, &mut out, &Sums::PORTABLE), expected.len());
+            prop_assert_eq!(&out[..expected.len()], &expected[..]);
+            prop_assert_eq!(&out[expected.len()..], [0xee; 5]);
+
+            let cut = cut.index(split.count());
+            out.fill(0xee);
+            let first = split.write(0..cut, &prefix, &mut out, &Sums::PORTABLE);
+            prop_assert_eq!(first, split.range_len(0..cut, prefix.len()));
+            let rest = split.write(cut..split.count(), &prefix, &mut out[first..], &Sums::PORTABLE);
+            prop_assert_eq!(rest, split.range_len(cut..split.count(), prefix.len()));
+            prop_assert_eq!(&out[..first + rest], &expected[..]);
+        }
+    }
+}

@@ -26,10 +26,10 @@ impl Sums {
 
 /// Bytes taken in one step of the loops.
 const BLOCK: usize = 64;
-/// 32-bit words in a block, each with a sum of its own, so that nothing in the loop waits for anything else.
+/// 32-bit words in a block, each with a sum of its own: the compiler puts them into whatever vector registers there are.
 const LANES: usize = BLOCK / 4;
 
-/// Adds the words of one block to their sums. 2^32 words, 16 GiB, would fit before a sum overflowed.
+/// Adds the words of one block to their sums. No slice is so long that these overflow.
 #[inline(always)]
 fn add_block(lanes: &mut [u64; LANES], block: &[u8; BLOCK]) {
     for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
@@ -40,14 +40,18 @@ fn add_block(lanes: &mut [u64; LANES], block: &[u8; BLOCK]) {
 /// The sums of all blocks and of what was left after them, in one.
 #[inline(always)]
 fn finish(lanes: &[u64; LANES], mut rest: &[u8]) -> u16 {
-    let mut total: u128 = lanes.iter().map(|&lane| u128::from(lane)).sum();
+    let mut total: u64 = lanes.iter().sum();
     while let Some((&word, tail)) = rest.split_first_chunk::<4>() {
-        total += u128::from(u32::from_ne_bytes(word));
+        total += u64::from(u32::from_ne_bytes(word));
         rest = tail;
     }
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    total += u128::from(u32::from_ne_bytes(last));
+    if let Some((&word, tail)) = rest.split_first_chunk::<2>() {
+        total += u64::from(u16::from_ne_bytes(word));
+        rest = tail;
+    }
+    if let &[last] = rest {
+        total += u64::from(u16::from_ne_bytes([last, 0]));
+    }
     u16::from_be(fold(total))
 }
 

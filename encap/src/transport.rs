@@ -278,7 +278,91 @@ mod tests {
         assert_eq!(packet, finished);
     }
 
+    fn partial(csum_start: u16, csum_offset: u16) -> VnetHeader {
+        VnetHeader {
+            needs_csum: true,
+            csum_start,
+            csum_offset,
+            ..VnetHeader::default()
+        }
+    }
+
+    #[test]
+    fn a_partial_checksum_is_finished_where_the_headers_have_one() {
+        let good = testing::udp4(b"data");
+        let inner = Inner::parse(&good).unwrap();
+        let complete = |start, offset, change: fn(&mut Vec<u8>)| {
+            let mut packet = good.clone();
+            testing::unfinish(&mut packet, &inner);
+            change(&mut packet);
+            let inner = Inner::parse(&packet).unwrap();
+            let before = packet.clone();
+            let vnet = partial(start, offset);
+            let result = complete_partial(&mut packet, &inner, &vnet, &Sums::PORTABLE);
+            assert!(result.is_ok() || packet == before);
+            result.map(|()| packet)
+        };
+        assert_eq!(complete(20, 6, |_| ()), Ok(good.clone()));
+        // Another field, in front of the transport header, across the payload's start, at and past the end.
+        for (start, offset) in [
+            (20, 4),
+            (19, 7),
+            (0, 10),
+            (27, 1),
+            (31, 0),
+            (32, 0),
+            (33, 6),
+            (20, 65535),
+            (65535, 6),
+        ] {
+            assert_eq!(
+                complete(start, offset, |_| ()),
+                Err(Reject::BadHeader),
+                "{start}, {offset}"
+            );
+        }
+        assert_eq!(
+            complete(20, 6, |packet| packet[6] = 0x20),
+            Err(Reject::BadHeader),
+            "a fragment"
+        );
+        assert_eq!(
+            complete(20, 6, |packet| packet[9] = 6),
+            Err(Reject::Truncated),
+            "no TCP header"
+        );
+        let mut packet = good.clone();
+        let nothing =
+            complete_partial(&mut packet, &inner, &VnetHeader::default(), &Sums::PORTABLE);
+        assert_eq!(nothing, Err(Reject::BadHeader));
+    }
+
+    /// A pod has a tunnel of its own: the unfinished checksum is the one in its datagram's payload.
+    #[test]
+    fn a_partial_checksum_inside_a_pods_own_tunnel() {
+        let finished = testing::udp4(b"deep");
+        let inner = Inner::parse(&finished).unwrap();
+        let mut unfinished = finished.clone();
+        testing::unfinish(&mut unfinished, &inner);
+        let mut packet = testing::udp4(&unfinished);
+        let outer = Inner::parse(&packet).unwrap();
+        let vnet = partial(28 + 20, 6);
+        complete_partial(&mut packet, &outer, &vnet, &Sums::PORTABLE).unwrap();
+        assert_eq!(packet[28..], finished);
+    }
+
     proptest! {
+        #[test]
+        fn partial_is_unfinished(packet in testing::packet(200), padding in 0usize..5) {
+            let inner = Inner::parse(&packet).unwrap();
+            let mut unfinished = packet.clone();
+            testing::unfinish(&mut unfinished, &inner);
+            unfinished.resize(packet.len() + padding, 0xcc);
+            let vnet = VnetHeader::for_unfinished(&unfinished, &inner, packet.len()).unwrap();
+            complete_partial(&mut unfinished, &inner, &vnet, &Sums::PORTABLE).unwrap();
+            prop_assert_eq!(&unfinished[..packet.len()], &packet[..]);
+        }
+
         #[test]
         fn states(packet in testing::packet(200), at: prop::sample::Index, bit in 0u8..8) {
             let inner = Inner::parse(&packet).unwrap();

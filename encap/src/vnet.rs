@@ -176,3 +176,133 @@ impl VnetHeader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use proptest::prelude::*;
+
+    /// As a TUN device of a little-endian machine gave it, of TCP over IPv4 with timestamps and MSS 1398.
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn byte_by_byte() {
+        let bytes = [1, 0x81, 52, 0, 0x76, 0x05, 20, 0, 16, 0];
+        let header = VnetHeader {
+            needs_csum: true,
+            data_valid: false,
+            gso: Gso::Tcp4,
+            ecn: true,
+            hdr_len: 52,
+            gso_size: 1398,
+            csum_start: 20,
+            csum_offset: 16,
+        };
+        assert_eq!(VnetHeader::parse(&bytes), Ok(header));
+        assert_eq!(header.emit(), bytes);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let good = VnetHeader {
+            needs_csum: true,
+            gso: Gso::UdpL4,
+            gso_size: 1,
+            ..Default::default()
+        };
+        assert_eq!(VnetHeader::parse(&good.emit()), Ok(good));
+        for len in 0..LEN {
+            assert_eq!(
+                VnetHeader::parse(&good.emit()[..len]),
+                Err(Reject::Truncated)
+            );
+        }
+        for wrong in [
+            VnetHeader {
+                gso_size: 0,
+                ..good
+            },
+            VnetHeader {
+                needs_csum: false,
+                ..good
+            },
+        ] {
+            assert_eq!(VnetHeader::parse(&wrong.emit()), Err(Reject::BadHeader));
+        }
+        // 3 is UFO, 0x20 and 0x40 are tunnels.
+        for gso_type in (0u8..=255).filter(|gso_type| ![0, 1, 4, 5].contains(&(gso_type & 0x7f))) {
+            let mut bytes = good.emit();
+            bytes[1] = gso_type;
+            assert_eq!(VnetHeader::parse(&bytes), Err(Reject::BadHeader));
+        }
+    }
+
+    #[test]
+    fn for_an_unfinished_packet() {
+        let udp = testing::udp4(&[0; 100]);
+        let inner = Inner::parse(&udp).unwrap();
+        let whole = VnetHeader {
+            needs_csum: true,
+            hdr_len: 28,
+            csum_start: 20,
+            csum_offset: 6,
+            ..Default::default()
+        };
+        assert_eq!(VnetHeader::for_unfinished(&udp, &inner, 128), Ok(whole));
+        assert_eq!(
+            VnetHeader::for_unfinished(&udp, &inner, 127),
+            Err(Reject::BadHeader)
+        );
+        let mut fragment = udp.clone();
+        fragment[6] = 0x20;
+        let inner = Inner::parse(&fragment).unwrap();
+        assert_eq!(
+            VnetHeader::for_unfinished(&fragment, &inner, 1500),
+            Err(Reject::BadHeader)
+        );
+        let mut icmp = udp;
+        icmp[9] = 1;
+        let inner = Inner::parse(&icmp).unwrap();
+        assert_eq!(
+            VnetHeader::for_unfinished(&icmp, &inner, 1500),
+            Err(Reject::BadHeader)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parse_then_emit_is_the_identity(bytes: [u8; LEN]) {
+            if let Ok(header) = VnetHeader::parse(&bytes) {
+                let mut known = bytes;
+                known[0] &= NEEDS_CSUM | DATA_VALID;
+                prop_assert_eq!(header.emit(), known);
+            }
+        }
+
+        /// The kernel is told to cut where we would.
+        #[test]
+        fn an_unfinished_superpacket(packet in testing::packet(3000), mtu in 0usize..2000) {
+            let inner = Inner::parse(&packet).unwrap();
+            let split = crate::Split::for_mtu(&packet, &inner, mtu);
+            match VnetHeader::for_unfinished(&packet, &inner, mtu) {
+                Ok(vnet) => {
+                    prop_assert!(vnet.needs_csum);
+                    prop_assert_eq!(usize::from(vnet.csum_start), inner.l4);
+                    prop_assert_eq!(VnetHeader::parse(&vnet.emit()), Ok(vnet));
+                    prop_assert_eq!(vnet.gso != Gso::None, packet.len() > mtu);
+                    if vnet.gso != Gso::None {
+                        let hdr_len = usize::from(vnet.hdr_len);
+                        prop_assert_eq!(hdr_len, split.map(|split| split.header_len()).unwrap());
+                        prop_assert_eq!(hdr_len + usize::from(vnet.gso_size), mtu);
+                        let cwr = testing::verify(&packet).tcp.is_some_and(|tcp| tcp.cwr);
+                        prop_assert_eq!(vnet.ecn, cwr);
+                    }
+                }
+                Err(error) => {
+                    prop_assert_eq!(error, Reject::BadHeader);
+                    prop_assert!(split.is_err() || inner.protocol == udp::PROTOCOL);
+                }
+            }
+        }
+    }
+}

@@ -4,12 +4,14 @@
 //! - [`probe`]: traffic between two namespaces that must arrive whole
 //! - [`wire`]: what passes on the underlay
 //! - [`pcap`], [`tshark`]: recorded traffic, and an independent reading of it
+//! - [`fuzz`]: what the decoders promise whatever the bytes
 //!
 //! Everything panics with a message where it fails: these are tests.
 
 pub mod bed;
 mod config;
 mod daemon;
+pub mod fuzz;
 mod leftovers;
 mod node;
 pub mod pcap;
