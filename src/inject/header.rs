@@ -266,3 +266,6 @@ fn pseudo_header(src: IpAddr, dst: IpAddr, udp_len: u16) -> u16 {
     let addresses = add(octets(src), octets(dst));
     add(add(addresses, u16::from(udp::PROTOCOL)), udp_len)
 }
+
+#[cfg(test)]
+mod tests;
