@@ -4,6 +4,8 @@
 //! does not have cannot be injected now, and goes through a socket, which is what makes the kernel look for a neighbour.
 //! Injected packets do not: the kernel does not see who uses the neighbour, and would let it grow stale. So each path
 //! notes that it was used, and for one that was, the task asks the kernel to make sure of it, as a packet would have.
+//!
+//! While the host has IPsec policies for what leaves it, there are no paths: injected packets would not be encrypted.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -20,7 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::debug;
 
 use super::Path;
-use crate::kernel::{Change, FeatureReader, Features, Link, Neighbour, Netlink, Result, Way};
+use crate::kernel::{
+    Change, FeatureReader, Features, Link, Neighbour, Netlink, Policies, Result, Way,
+};
 
 /// How often stale neighbours of used paths are asked for.
 const CARE: Duration = Duration::from_secs(2);
@@ -95,12 +99,15 @@ impl Paths {
     /// When the kernel refuses to be watched.
     pub async fn watch(underlay: u32, sources: Endpoint) -> Result<Self> {
         let features = FeatureReader::open()?;
+        let ipsec = Policies::watch()?;
         let (netlink, changes) = Netlink::watch()?;
         let view = Snapshot::new(View::default());
         let (peers, wanted) = watch::channel(HashSet::new());
         let mut watcher = Watcher {
             netlink,
             features,
+            ipsec,
+            encrypted: true,
             underlay,
             sources,
             wanted,
@@ -142,6 +149,9 @@ impl Drop for Paths {
 struct Watcher {
     netlink: Netlink,
     features: FeatureReader,
+    ipsec: Policies,
+    /// There are IPsec policies for what leaves the host. Injected packets would leave in the clear.
+    encrypted: bool,
     underlay: u32,
     sources: Endpoint,
     wanted: watch::Receiver<HashSet<IpAddr>>,
@@ -182,6 +192,7 @@ impl Watcher {
                     Err(_) => return,
                     Ok(()) => true,
                 },
+                () = self.ipsec.changed() => true,
                 _ = care.tick() => {
                     self.care().await;
                     false
@@ -201,6 +212,7 @@ impl Watcher {
 
     /// Reads everything anew.
     async fn read_all(&mut self) -> Result<()> {
+        self.encrypted = self.ipsec.outbound()?;
         let link = self.netlink.link_by_index(self.underlay).await?;
         self.link = match link.filter(|link| link.running) {
             Some(link) => {
@@ -273,7 +285,7 @@ impl Watcher {
             return View::default();
         };
         let mut paths = HashMap::with_capacity(self.ways.len());
-        for (peer, way) in &self.ways {
+        for (peer, way) in self.ways.iter().filter(|_| !self.encrypted) {
             let mac = self
                 .neighbours
                 .get(&way.next_hop)

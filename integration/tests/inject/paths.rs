@@ -182,3 +182,19 @@ fn a_stale_neighbour_of_a_used_path_is_asked_for() {
         until(paths, "found out", |view| view.path(PEERS[0]).is_none()).await;
     });
 }
+
+#[test]
+fn where_ipsec_protects_the_underlay_nothing_is_injected() {
+    let pair = Pair::new();
+    let policy = "src 10.99.0.1/32 dst 10.99.0.2/32 dir out";
+    watching(&pair, async |paths| {
+        talk(&pair);
+        until(paths, "both paths", |view| view.len() == 2).await;
+        pair.us(&format!(
+            "ip xfrm policy add {policy} tmpl proto esp mode transport"
+        ));
+        until(paths, "no path", View::is_empty).await;
+        pair.us(&format!("ip xfrm policy del {policy}"));
+        until(paths, "both paths again", |view| view.len() == 2).await;
+    });
+}
