@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use encap::MacAddr;
+use encap::{Family, MacAddr};
 use fdb::{Endpoint, Reader, Snapshot};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::debug;
 
-use super::Path;
+use super::{Kind, Path};
 use crate::kernel::{
     Change, FeatureReader, Features, Link, Neighbour, Netlink, Policies, Result, Way,
 };
@@ -58,6 +58,17 @@ impl View {
     /// The features of the underlay device.
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// Does the underlay device carry such superpackets in a tunnel whole? Where it does not, software in the kernel
+    /// would cut them, more slowly than we do: split them.
+    pub fn pays(&self, kind: Kind, inner: Family) -> bool {
+        let segments = match (kind, inner) {
+            (Kind::Tcp { .. }, Family::V4) => self.features.tcp4,
+            (Kind::Tcp { .. }, Family::V6) => self.features.tcp6,
+            (Kind::Udp, _) => self.features.udp,
+        };
+        segments && self.features.tunnel_csum
     }
 
     /// How many peers there is a path to.

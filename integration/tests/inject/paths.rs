@@ -7,7 +7,7 @@ use overlayd::inject::{Paths, View};
 use overlayd::kernel::Features;
 use tokio::time::{sleep, timeout};
 
-use crate::bed::{FAMILIES, PEER4, PEER6, Pair, runtime, sources};
+use crate::bed::{FAMILIES, KINDS, PEER4, PEER6, Pair, runtime, sources};
 
 const PEERS: [IpAddr; 2] = [IpAddr::V4(PEER4), IpAddr::V6(PEER6)];
 
@@ -130,13 +130,19 @@ fn the_underlay_device_is_followed() {
             ..all
         };
         until(paths, "a feature off", |view| view.features() == less).await;
+        let pay = |kind| FAMILIES.map(|inner| paths.view().pays(kind, inner));
+        assert_eq!(KINDS.map(pay), [[false, false], [false, false]]);
         pair.us("ethtool -K eth0 tx-udp_tnl-csum-segmentation on");
         until(paths, "and on", |view| view.features() == all).await;
+        assert_eq!(KINDS.map(pay), [[true, true], [true, true]]);
         pair.us("ethtool -K eth0 tso off");
         until(paths, "TSO off", |view| {
             !view.features().tcp4 && view.features().udp
         })
         .await;
+
+        // Of TSO, `ethtool -K tso` switches both families.
+        assert_eq!(KINDS.map(pay), [[false, false], [true, true]]);
 
         pair.us("ip link set eth0 mtu 1400");
         until(paths, "the MTU", |view| {
