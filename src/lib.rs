@@ -30,6 +30,7 @@
 //!
 //! - [`config`], [`lease`], [`kernel`]: what shall be, who holds which subnet, and the host's links, addresses
 //!   and routes; [`daemon`] puts it all together;
+//! - [`inject`]: a second way from the outbound stage to the underlay, for superpackets that the NIC can cut;
 //! - [`observe`]: status and the control socket; [`cli`]: the commands; [`lab`]: a whole overlay on one machine,
 //!   and traffic to try it with; [`teach`]: frames taken apart, overheads counted; [`sys`]: the only unsafe code.
 
@@ -42,6 +43,7 @@ pub mod underlay;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod inject;
 pub mod kernel;
 pub mod lab;
 pub mod lease;

@@ -10,7 +10,9 @@
 
 mod address;
 pub mod device;
+mod features;
 pub mod host;
+mod ipsec;
 mod link;
 mod neighbour;
 pub mod netns;
@@ -18,6 +20,7 @@ mod nftables;
 pub mod preflight;
 mod route;
 pub mod sysctl;
+mod watch;
 
 use std::{fmt, io};
 
@@ -26,9 +29,13 @@ use rtnetlink::Handle;
 
 pub use address::Address;
 pub use encap::Family;
+pub use features::{FeatureReader, Features};
+pub use ipsec::Policies;
 pub use link::{Link, VxlanInfo, VxlanSpec};
+pub use neighbour::Neighbour;
 pub use netns::NetNs;
-pub use route::{ROUTE_PROTOCOL, Route, RouteSpec};
+pub use route::{ROUTE_PROTOCOL, Route, RouteSpec, Way};
+pub use watch::Change;
 
 /// What was attempted on the host's network, and why it failed.
 ///

@@ -113,6 +113,17 @@ pub struct Route {
     pub unicast: bool,
 }
 
+/// The way of a packet out of this host, for those who write its Ethernet header themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The index of the device.
+    pub oif: u32,
+    /// The neighbour it goes to: a router, or the destination itself.
+    pub next_hop: IpAddr,
+    /// The largest packet in bytes, where the route limits it.
+    pub mtu: Option<u32>,
+}
+
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.dst)?;
@@ -233,6 +244,39 @@ impl Netlink {
         }
     }
 
+    /// The way that a packet from our address `from` to `to` takes, if it leaves through a device as it is: not
+    /// delivered here, refused, or put into a tunnel by the route.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn way(&self, from: IpAddr, to: IpAddr) -> Result<Option<Way>> {
+        let question = match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .source_prefix(from, 32)
+                .destination_prefix(to, 32)
+                .build(),
+            (IpAddr::V6(from), IpAddr::V6(to)) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .source_prefix(from, 128)
+                .destination_prefix(to, 128)
+                .build(),
+            _ => return Ok(None),
+        };
+        let mut replies = std::pin::pin!(self.handle.route().get(question).execute());
+        match replies.try_next().await {
+            Ok(message) => Ok(message.as_ref().and_then(|message| way(message, to))),
+            Err(e) => {
+                let error = Error::netlink(format!("look for a route from {from} to {to}"), e);
+                match error.errno() {
+                    // EINVAL: `from` is no address of ours (any more).
+                    Some(
+                        Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL,
+                    ) => Ok(None),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
     /// The link that the default route leads into: of several the one with the lowest metric.
     ///
     /// # Errors
@@ -250,6 +294,24 @@ impl Netlink {
             None => Ok(None),
         }
     }
+}
+
+fn way(message: &RouteMessage, to: IpAddr) -> Option<Way> {
+    let route = Route::from_message(message).filter(|route| route.unicast)?;
+    let changed = message.attributes.iter().any(|attribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Encap(_) | RouteAttribute::EncapType(_) | RouteAttribute::Via(_)
+        )
+    });
+    if changed {
+        return None;
+    }
+    Some(Way {
+        oif: route.oif?,
+        next_hop: route.via.unwrap_or(to),
+        mtu: route.mtu,
+    })
 }
 
 fn in_main_table(message: &RouteMessage) -> bool {
