@@ -9,30 +9,25 @@
 //!   sync leases ──▶ tables ──▶ Snapshot ──────────────┘
 //! ```
 
+mod engines;
 mod serve;
 mod threads;
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
-use encap::{Encapsulation, Family, OwnMacs, RawUdp, Sums, Vxlan};
+use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
 use fdb::{Endpoint, Snapshot};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
 use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Engine, Store};
-use crate::datapath::batched::{Common, Egress, Ingress};
-use crate::datapath::classic::Classic;
 use crate::datapath::counters::Counters;
-use crate::datapath::inbound::{Inbound, Takes};
-use crate::datapath::join::Joiner;
-use crate::datapath::outbound::Outbound;
 use crate::datapath::stop::Stop;
-use crate::datapath::wait::{Patience, Waiter};
 use crate::datapath::{Forwarding, Options};
 use crate::kernel::Netlink;
 use crate::kernel::device::DeviceSpec;
@@ -47,14 +42,12 @@ use crate::tap;
 use crate::underlay::receiver::Receiver;
 use crate::underlay::sender::Sender;
 use crate::underlay::{DontFragment, SocketOptions, Underlay};
+use engines::{Extras, Injection, Opened, Plan};
 use serve::{Accepted, Daemon, Node, Signals};
-use threads::{Threads, Work};
+use threads::Threads;
 
 /// The smallest MTU that IPv6 can live with (RFC 8200 section 5), in bytes.
 const IPV6_MIN_MTU: u16 = 1280;
-
-/// How long a forwarding thread looks again before it sleeps, if nobody else wants the processor.
-const SPIN: Duration = Duration::from_micros(30);
 
 /// Sets the log level.
 pub type SetLogLevel = Box<dyn Fn(&str)>;
@@ -204,8 +197,11 @@ impl Start {
             path_mtu,
             sums: sys::wide::sums(),
         };
-        let works = match device {
-            Opened::Classic(queue) => plan.classic(queue, underlay, &snapshot, &encapsulation),
+        let (works, extras) = match device {
+            Opened::Classic(queue) => (
+                plan.classic(queue, underlay, &snapshot, &encapsulation),
+                Extras::default(),
+            ),
             Opened::Batched(device) => {
                 let sender = match config.backend {
                     Backend::Udp(_) => Sender::of(&underlay)?,
@@ -215,7 +211,12 @@ impl Start {
                     }
                 };
                 let receiver = Receiver::new(underlay)?;
-                plan.batched(device, vec![(sender, receiver)], &snapshot, &encapsulation)
+                let injection = Injection::open::<E>(&config, &netlink, &spec.name, &site).await;
+                let extras = Extras::new(device.takes, &sender, &receiver, injection);
+                extras.set_peers(snapshot.load_full().tables.peers().iter().map(|p| p.public));
+                let sockets = (sender, receiver, extras.lane());
+                let works = plan.batched(device, vec![sockets], &snapshot, &encapsulation);
+                (works, extras)
             }
         };
         let mut threads = Threads::start(stop, works)?;
@@ -229,6 +230,7 @@ impl Start {
                 vni: ground.vni,
             },
             engine: config.datapath.engine.name(),
+            extras,
             own: own.clone(),
             counters,
             device: spec.clone(),
@@ -272,96 +274,6 @@ impl Start {
             forwarded => forwarded.context("forwarding failed")?,
         }
         served
-    }
-}
-
-/// The device as an engine wants it.
-enum Opened {
-    Classic(tap::Queue),
-    Batched(tap::offload::Device),
-}
-
-impl Opened {
-    fn open(engine: Engine, name: &str) -> Result<Self, tap::OpenError> {
-        match engine {
-            Engine::Classic => tap::classic::open(name).map(Opened::Classic),
-            Engine::Batched => tap::offload::open(name, 1).map(Opened::Batched),
-        }
-    }
-}
-
-/// What every engine's threads are made of.
-struct Plan {
-    stop: Arc<Stop>,
-    counters: Arc<Counters>,
-    port: u16,
-    /// The largest inner packet that a peer cuts to size, in bytes.
-    path_mtu: u16,
-    sums: Sums,
-}
-
-impl Plan {
-    fn outbound(&self) -> Outbound {
-        Outbound::new(self.port, self.sums)
-    }
-
-    fn inbound<E: Encapsulation>(&self, encapsulation: &E, takes: Takes) -> Inbound<E> {
-        let (port, mtu) = (self.port, self.path_mtu);
-        Inbound::new(encapsulation.clone(), port, mtu, takes, self.sums)
-    }
-
-    fn classic<E: Encapsulation>(
-        &self,
-        queue: tap::Queue,
-        underlay: Underlay,
-        snapshot: &Snapshot<Forwarding>,
-        encapsulation: &E,
-    ) -> Vec<(String, Work)> {
-        let engine = Classic::new(
-            queue,
-            underlay,
-            self.stop.clone(),
-            snapshot.reader(),
-            self.counters.clone(),
-            self.outbound(),
-            self.inbound(encapsulation, Takes::Finished),
-        );
-        vec![("forward".into(), Box::new(move || engine.run()))]
-    }
-
-    fn batched<E: Encapsulation>(
-        &self,
-        device: tap::offload::Device,
-        sockets: Vec<(Sender, Receiver)>,
-        snapshot: &Snapshot<Forwarding>,
-        encapsulation: &E,
-    ) -> Vec<(String, Work)> {
-        let takes = device.takes;
-        let waiter = Waiter::new(Patience::Adaptive(SPIN));
-        let mut works: Vec<(String, Work)> = Vec::new();
-        for (queue, (sender, receiver)) in device.queues.into_iter().zip(sockets) {
-            let common = Common {
-                device: Arc::new(queue),
-                stop: self.stop.clone(),
-                counters: self.counters.clone(),
-            };
-            let joiner = Joiner::new(self.sums, takes == Takes::TcpAndUdp, self.port);
-            let inbound = self.inbound(encapsulation, takes);
-            let (reader, own) = (snapshot.reader(), common.clone());
-            let ingress = Ingress::new(own, receiver, reader, inbound, joiner, waiter.clone());
-            works.push(("inbound".into(), Box::new(move || ingress.run())));
-            let (reader, outbound) = (snapshot.reader(), self.outbound());
-            let egress = Egress::new(
-                common,
-                sender,
-                reader,
-                outbound,
-                waiter.clone(),
-                E::HEADER_LEN,
-            );
-            works.push(("outbound".into(), Box::new(move || egress.run())));
-        }
-        works
     }
 }
 
@@ -422,8 +334,6 @@ fn device_spec<E: Encapsulation>(
         .collect(),
         routes: routes(config, routed),
         ipv6_route_mtu: Some(v6_mtu).filter(|v6| *v6 < mtu),
-        gso_max_size: (config.datapath.engine == Engine::Batched)
-            .then_some(tap::offload::GSO_MAX_SIZE),
     })
 }
 

@@ -141,6 +141,8 @@ pub struct Datapath {
     pub engine: Engine,
     /// Device queues; 1 in this version.
     pub queues: u16,
+    /// Whether superpackets leave whole.
+    pub injection: Injection,
     /// The outer ECN field.
     pub ecn: Ecn,
     /// The inner DSCP.
@@ -175,6 +177,17 @@ impl Engine {
             Engine::Batched => "batched",
         }
     }
+}
+
+/// Whether superpackets leave whole where the kernel and the underlay device can cut them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injection {
+    /// With VXLAN; not with the udp backend, whose peers may be flanneld on the same machine.
+    Auto,
+    /// With both.
+    On,
+    /// Never: they are split here.
+    Off,
 }
 
 /// What the outer ECN field is made of.
@@ -295,6 +308,10 @@ impl Config {
             (
                 "datapath.engine",
                 self.datapath.engine != new.datapath.engine,
+            ),
+            (
+                "datapath.injection",
+                self.datapath.injection != new.datapath.injection,
             ),
             (
                 "datapath.queues",

@@ -199,6 +199,8 @@ pub static OPTIONS: &[Opt] = &[
         "How packets are read and sent: batched (superpackets and trains), classic (one per system call), auto (batched)."),
     row("datapath", "queues", "queues", Kind::NumberOrText, "1", "1",
         "Device queues, each with a thread."),
+    row("datapath", "injection", "injection", Kind::Text, r#""auto""#, "auto",
+        "Superpackets leave whole where kernel and underlay device can cut them: auto (with vxlan), on, off. They bypass netfilter's output hooks."),
     reload(row("datapath", "ecn", "ecn", Kind::Text, r#""auto""#, "auto",
         "Outer ECN field: copy (RFC 6040), clear (for peers that do not carry it back), auto (clear with udp, whose peers may be flanneld; copy with vxlan).")),
     reload(row("datapath", "dscp", "dscp", Kind::Text, r#""pipe""#, "pipe",

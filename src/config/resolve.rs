@@ -10,8 +10,8 @@ use super::error::{ConfigError, Origin, Setting};
 use super::overrides::Overrides;
 use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
 use super::{
-    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Log,
-    LogFormat, Node, Store, UdpBackend, VxlanBackend, netconf, values,
+    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Injection,
+    Log, LogFormat, Node, Store, UdpBackend, VxlanBackend, netconf, values,
 };
 
 /// A configuration longer than this is some other file.
@@ -350,6 +350,16 @@ impl Resolver {
                 .read("datapath.engine", engine)
                 .unwrap_or(Engine::Batched),
             queues: self.read("datapath.queues", queues).unwrap_or(1),
+            injection: self
+                .word(
+                    "datapath.injection",
+                    &[
+                        ("auto", Injection::Auto),
+                        ("on", Injection::On),
+                        ("off", Injection::Off),
+                    ],
+                )
+                .unwrap_or(Injection::Auto),
             ecn: self
                 .word(
                     "datapath.ecn",

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::Surroundings;
+use super::engines::Extras;
 use super::threads::Threads;
 use crate::config::Config;
 use crate::datapath::Forwarding;
@@ -63,6 +64,7 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) backend: status::Backend,
     pub(super) engine: &'static str,
+    pub(super) extras: Extras,
     pub(super) own: Lease,
     pub(super) counters: Arc<Counters>,
     pub(super) device: DeviceSpec,
@@ -251,6 +253,8 @@ impl<E: Encapsulation> Daemon<E> {
         self.route(&synced.routed).await;
         let Accepted { tables, view } = Accepted::new(synced);
         let options = super::options(&self.config, &self.node.own);
+        let peers = tables.peers().iter().map(|peer| peer.public);
+        self.node.extras.set_peers(peers);
         self.node.snapshot.publish(Forwarding { tables, options });
         let mut current = self.node.view();
         log_changes(&current.peers, &view.peers);
@@ -487,6 +491,7 @@ impl Node {
             program_version: env!("CARGO_PKG_VERSION").into(),
             backend: self.backend.clone(),
             engine: self.engine.into(),
+            features: self.extras.features(),
             device: status::Device {
                 name: self.device.name.clone(),
                 index: self.link.index,

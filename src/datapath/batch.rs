@@ -20,6 +20,8 @@ use std::ops::Range;
 use encap::vnet::VnetHeader;
 use fdb::{NextHop, PeerId};
 
+use crate::inject::Head;
+
 /// The largest packet or datagram that IPv4 and IPv6 (without jumbograms) can carry.
 pub const MAX_PACKET: usize = 65_535;
 
@@ -215,6 +217,11 @@ impl Batch {
         }
     }
 
+    /// What is known of the packet of this index beside its bytes.
+    pub fn frame(&self, index: usize) -> &Frame {
+        &self.frames[index]
+    }
+
     /// What is known of the packet of this index beside its bytes, to be changed.
     pub fn frame_mut(&mut self, index: usize) -> &mut Frame {
         &mut self.frames[index]
@@ -293,6 +300,8 @@ pub struct Parcel {
     pub inner_bytes: u64,
     /// If not 0, each place holds several datagrams of this size, of which the last may be shorter.
     pub segment: usize,
+    /// For a superpacket that travels whole: which of [`Outbox::head`] goes in front of it.
+    pub head: Option<usize>,
     pub(super) places: Range<usize>,
 }
 
@@ -319,6 +328,7 @@ pub struct Outbox {
     split_len: usize,
     places: Vec<Place>,
     parcels: Vec<Parcel>,
+    heads: Vec<Head>,
     deliveries: Vec<Delivery>,
 }
 
@@ -329,6 +339,7 @@ impl Outbox {
         self.split_len = 0;
         self.places.clear();
         self.parcels.clear();
+        self.heads.clear();
         self.deliveries.clear();
     }
 
@@ -345,6 +356,14 @@ impl Outbox {
     /// Where the bytes of a parcel lie: a datagram each, or several as [`Parcel::segment`] says.
     pub fn places(&self, parcel: &Parcel) -> &[Place] {
         &self.places[parcel.places.clone()]
+    }
+
+    /// The frame that a parcel of one packet lies in.
+    pub fn frame(&self, parcel: &Parcel) -> Option<usize> {
+        match self.places(parcel) {
+            [Place::Batch(index)] => Some(*index),
+            _ => None,
+        }
     }
 
     /// The datagrams of one parcel.
@@ -397,6 +416,21 @@ impl Outbox {
         self.parcels.push(Parcel { places, ..parcel });
     }
 
+    /// Queues the superpacket in the batch's frame `index` to travel whole, behind `head`.
+    pub(super) fn send_whole(&mut self, parcel: Parcel, head: Head, index: usize) {
+        let parcel = Parcel {
+            head: Some(self.heads.len()),
+            ..parcel
+        };
+        self.heads.push(head);
+        self.send(parcel, index);
+    }
+
+    /// The bytes in front of a superpacket that travels whole.
+    pub fn head(&self, index: usize) -> &[u8] {
+        self.heads[index].as_slice()
+    }
+
     /// Queues for a peer the datagrams of [`Parcel::segment`] bytes, in all `len`, that `write` writes.
     pub(super) fn send_split(&mut self, parcel: Parcel, len: usize, write: impl FnOnce(&mut [u8])) {
         let range = self.split_len..self.split_len + len;
@@ -441,6 +475,7 @@ impl Parcel {
             packets: 1,
             inner_bytes,
             segment: 0,
+            head: None,
             places: 0..0,
         }
     }

@@ -10,12 +10,13 @@
 //! The directions share the tables and nothing else.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use encap::{Encapsulation, Family};
-use fdb::Reader;
+use fdb::{NextHop, PeerId, Reader};
 
 use super::batch::{Batch, Outbox};
 use super::counters::{Counters, Direction, PeerCounters};
@@ -26,6 +27,7 @@ use super::stop::Stop;
 use super::train::Trains;
 use super::wait::Waiter;
 use super::{DropReason, Forwarding, send_failure};
+use crate::inject::{Head, Injector, Super, View};
 use crate::tap::Queue;
 use crate::underlay::receiver::{MESSAGES, Receiver};
 use crate::underlay::sender::Sender;
@@ -44,10 +46,63 @@ pub struct Common {
     pub counters: Arc<Counters>,
 }
 
+/// The way by which superpackets leave whole.
+pub struct Lane {
+    injector: Arc<Injector>,
+    view: Reader<View>,
+    /// Not before this, after the device failed.
+    retry: Option<Instant>,
+}
+
+/// How long superpackets are split after the injection device failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Lane {
+    /// Through `injector`, on the paths that `view` knows.
+    pub fn new(injector: Arc<Injector>, view: Reader<View>) -> Self {
+        Lane {
+            injector,
+            view,
+            retry: None,
+        }
+    }
+
+    /// The bytes in front of a superpacket, if it may go this way now and gains by it.
+    fn head(&mut self, hop: &NextHop, tos: u8, source_port: u16, shape: &Super) -> Option<Head> {
+        let view = self.view.load();
+        if !view.pays(shape.kind, shape.family) {
+            return None;
+        }
+        let path = view.path(hop.to.ip())?;
+        self.injector.header(path, hop, source_port, tos, shape)
+    }
+
+    /// May it be tried now?
+    fn is_open(&self, now: Instant) -> bool {
+        self.retry.is_none_or(|retry| now >= retry)
+    }
+
+    /// Sends it; says whether it went.
+    fn send(&mut self, head: &[u8], packet: &[u8]) -> bool {
+        match self.injector.inject(head, packet) {
+            Ok(()) => true,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.retry = Some(Instant::now() + RETRY);
+                }
+                false
+            }
+        }
+    }
+}
+
 /// From the device to the underlay.
 pub struct Egress {
     common: Common,
     sender: Sender,
+    /// The source ports of `sender`, by its numbers.
+    ports: Vec<u16>,
+    lane: Option<Lane>,
     forwarding: Reader<Forwarding>,
     outbound: Outbound,
     waiter: Waiter,
@@ -61,6 +116,7 @@ impl Egress {
     pub fn new(
         common: Common,
         sender: Sender,
+        lane: Option<Lane>,
         forwarding: Reader<Forwarding>,
         outbound: Outbound,
         waiter: Waiter,
@@ -68,7 +124,9 @@ impl Egress {
     ) -> Self {
         Egress {
             common,
+            ports: sender.ports().collect(),
             sender,
+            lane,
             forwarding,
             outbound,
             waiter,
@@ -113,39 +171,142 @@ impl Egress {
         }
         counts.device_calls.add(self.batch.len() as u64);
         let forwarding = self.forwarding.load();
-        let (batch, out) = (&mut self.batch, &mut self.out);
-        self.outbound
-            .run(batch, forwarding, counts, Instant::now(), out);
+        let now = Instant::now();
+        let (sender, ports) = (&self.sender, &self.ports);
+        let mut lane = self.lane.as_mut().filter(|lane| lane.is_open(now));
+        self.outbound.run_with(
+            &mut self.batch,
+            forwarding,
+            counts,
+            now,
+            &mut self.out,
+            |hop, parcel, shape| {
+                let port = sender.port(&parcel.to, parcel.flow)?;
+                lane.as_mut()?.head(hop, parcel.tos, ports[port], shape)
+            },
+        );
+        let mut sending = Sending {
+            sender: &mut self.sender,
+            lane: self.lane.as_mut(),
+            outbound: &self.outbound,
+            trains: &mut self.trains,
+            batch: &self.batch,
+            forwarding,
+            counts,
+        };
+        sending.all(&mut self.out);
 
-        let sender = &mut self.sender;
+        // ICMP errors about what could not be sent. If the device refuses one, nobody can be told.
+        for delivery in self.out.deliveries() {
+            let bytes = self.out.bytes(&self.batch, &delivery.place);
+            let _ = device.write_unfinished(&delivery.vnet, std::iter::once(bytes));
+        }
+        self.out.clear();
+        Ok(true)
+    }
+}
+
+/// The parcels of one batch on their way out, in order.
+struct Sending<'a> {
+    sender: &'a mut Sender,
+    lane: Option<&'a mut Lane>,
+    outbound: &'a Outbound,
+    trains: &'a mut Trains,
+    batch: &'a Batch,
+    forwarding: &'a Forwarding,
+    counts: &'a Direction,
+}
+
+impl Sending<'_> {
+    /// Sends all parcels. A superpacket that goes whole takes another way than trains do, so trains of its flow that
+    /// wait leave first.
+    fn all(&mut self, out: &mut Outbox) {
+        let count = out.parcels().len();
+        let mut next = 0;
+        while next < count {
+            let mut rest = out.parcels()[next..count].iter();
+            let whole = rest.position(|parcel| parcel.head.is_some());
+            let end = whole.map_or(count, |n| next + n);
+            self.assemble(out, next..end);
+            next = end;
+            if whole.is_some() {
+                self.whole(out, next);
+                next += 1;
+            }
+        }
+        self.flush(out);
+    }
+
+    fn assemble(&mut self, out: &Outbox, parcels: Range<usize>) {
+        let (sender, counts) = (&*self.sender, self.counts);
         self.trains.assemble(
-            batch,
+            self.batch,
             out,
+            parcels,
             |parcel| sender.port(&parcel.to, parcel.flow),
             |refused| counts.drop_many(DropReason::NoUnderlay, refused.packets),
         );
-        let cost = sender.send(&self.trains, batch, out, |train, end| match end {
-            Ok(()) => {
-                counts.forwarded.add(train.packets);
-                counts.forwarded_bytes.add(train.inner_bytes);
-                let peer = forwarding.tables.peer(train.peer);
-                peer.data.sent.count(train.packets, train.inner_bytes);
-            }
-            Err(error) => counts.drop_many(send_failure(error), train.packets),
-        });
+    }
+
+    /// Sends the superpacket of a parcel whole, or split if that fails.
+    fn whole(&mut self, out: &mut Outbox, index: usize) {
+        let parcel = out.parcels()[index].clone();
+        let port = self.sender.port(&parcel.to, parcel.flow);
+        if port.is_some_and(|port| self.trains.go(parcel.to, port)) {
+            self.flush(out);
+        }
+        let (Some(head), Some(frame)) = (parcel.head, out.frame(&parcel)) else {
+            return;
+        };
+        let packet = self.batch.bytes(frame);
+        let lane = self.lane.as_mut();
+        if lane.is_some_and(|lane| lane.send(out.head(head), packet)) {
+            self.counts.injected.add(1);
+            sent(
+                self.forwarding,
+                self.counts,
+                parcel.peer,
+                parcel.packets,
+                parcel.inner_bytes,
+            );
+            return;
+        }
+        let first = out.parcels().len();
+        let (outbound, batch) = (self.outbound, self.batch);
+        match outbound.split_after_all(batch, frame, self.forwarding, self.counts, out) {
+            Ok(()) => self.assemble(out, first..out.parcels().len()),
+            Err(reason) => self.counts.drop_many(reason, parcel.packets),
+        }
+    }
+
+    /// Sends the trains that wait.
+    fn flush(&mut self, out: &Outbox) {
+        let (forwarding, counts) = (self.forwarding, self.counts);
+        let cost = self
+            .sender
+            .send(self.trains, self.batch, out, |train, end| match end {
+                Ok(()) => sent(
+                    forwarding,
+                    counts,
+                    train.peer,
+                    train.packets,
+                    train.inner_bytes,
+                ),
+                Err(error) => counts.drop_many(send_failure(error), train.packets),
+            });
         counts.socket_calls.add(cost.calls);
         counts.socket_messages.add(cost.messages);
         counts.datagrams.add(cost.datagrams);
-
-        // ICMP errors about what could not be sent. If the device refuses one, nobody can be told.
-        for delivery in out.deliveries() {
-            let bytes = out.bytes(batch, &delivery.place);
-            let _ = device.write_unfinished(&delivery.vnet, std::iter::once(bytes));
-        }
         self.trains.clear();
-        out.clear();
-        Ok(true)
     }
+}
+
+/// Counts packets that went to a peer.
+fn sent(forwarding: &Forwarding, counts: &Direction, peer: PeerId, packets: u64, bytes: u64) {
+    counts.forwarded.add(packets);
+    counts.forwarded_bytes.add(bytes);
+    let data: &Arc<PeerCounters> = &forwarding.tables.peer(peer).data;
+    data.sent.count(packets, bytes);
 }
 
 /// From the underlay to the device.
@@ -255,7 +416,7 @@ fn write(
         if written.is_ok() {
             counts.forwarded.add(write.packets);
             counts.forwarded_bytes.add(write.bytes);
-            if write.packets > 1 {
+            if write.joined() {
                 counts.coalesced.add(write.packets);
             }
             let data: &Arc<PeerCounters> = &forwarding.tables.peer(peer).data;

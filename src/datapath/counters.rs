@@ -67,6 +67,8 @@ pub struct Direction {
     pub datagrams: Cell,
     /// Packets handed to the device in one piece with others (inbound).
     pub coalesced: Cell,
+    /// Superpackets sent whole (outbound).
+    pub injected: Cell,
     /// Times the thread went to sleep.
     pub sleeps: Cell,
 }
@@ -92,6 +94,7 @@ impl Default for Direction {
             socket_messages: Cell::default(),
             datagrams: Cell::default(),
             coalesced: Cell::default(),
+            injected: Cell::default(),
             sleeps: Cell::default(),
         }
     }
@@ -214,6 +217,9 @@ pub struct DirectionCounts {
     /// Packets handed to the device together with others.
     #[serde(default)]
     pub coalesced: u64,
+    /// Superpackets sent whole.
+    #[serde(default)]
+    pub injected: u64,
     /// Times the thread went to sleep.
     #[serde(default)]
     pub sleeps: u64,
@@ -241,6 +247,7 @@ impl From<&Direction> for DirectionCounts {
             socket_messages: counts.socket_messages.get(),
             datagrams: counts.datagrams.get(),
             coalesced: counts.coalesced.get(),
+            injected: counts.injected.get(),
             sleeps: counts.sleeps.get(),
             ..DirectionCounts::default()
         };

@@ -39,6 +39,13 @@ pub struct Write {
     last: usize,
 }
 
+impl Write {
+    /// Were several packets joined in it here?
+    pub fn joined(&self) -> bool {
+        self.first != self.last
+    }
+}
+
 /// A piece of memory, and the one that follows it in the same write.
 #[derive(Clone, Debug)]
 struct Piece {

@@ -19,6 +19,7 @@ use super::counters::Direction;
 use super::hairpin::{self, Complaint};
 use super::train::{MAX_BYTES, MAX_DATAGRAMS};
 use super::{DropReason, Forwarding, Options, is_looped, is_routable};
+use crate::inject::{Head, Kind, Super};
 
 /// The outbound stage.
 pub struct Outbound {
@@ -53,6 +54,19 @@ impl Outbound {
         now: Instant,
         out: &mut Outbox,
     ) {
+        self.run_with(batch, forwarding, counts, now, out, |_, _, _| None);
+    }
+
+    /// The same, where superpackets for which `whole` has the bytes to go in front travel as they are.
+    pub fn run_with(
+        &mut self,
+        batch: &mut Batch,
+        forwarding: &Forwarding,
+        counts: &Direction,
+        now: Instant,
+        out: &mut Outbox,
+        mut whole: impl FnMut(&NextHop, &Parcel, &Super) -> Option<Head>,
+    ) {
         for index in 0..batch.len() {
             let packet = batch.packet(index);
             let split = Inner::parse(packet.bytes()).and_then(|inner| {
@@ -80,8 +94,22 @@ impl Outbound {
                     match split {
                         None => send(packet, hop, &inner, counts, index, parcel, out),
                         Some(split) => {
-                            counts.split.add(1);
-                            self.send_split(&split, hop, &parcel, out);
+                            let shape = shape(&packet, &inner, &split);
+                            match whole(hop, &parcel, &shape) {
+                                Some(head) => {
+                                    let parcel = Parcel {
+                                        packets,
+                                        inner_bytes: split.total_len(0) as u64,
+                                        ..parcel
+                                    };
+                                    out.send_whole(parcel, head, index);
+                                    batch.packet(index).truncate(inner.total_len);
+                                }
+                                None => {
+                                    counts.split.add(1);
+                                    self.send_split(&split, hop, &parcel, out);
+                                }
+                            }
                         }
                     }
                 }
@@ -171,6 +199,28 @@ impl Outbound {
         }
     }
 
+    /// Splits the superpacket in frame `index` that was to travel whole but could not.
+    pub fn split_after_all(
+        &self,
+        batch: &Batch,
+        index: usize,
+        forwarding: &Forwarding,
+        counts: &Direction,
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let bytes = batch.bytes(index);
+        let inner = Inner::parse(bytes)?;
+        let size = batch.frame(index).vnet.gso_size;
+        let split = Split::new(bytes, &inner, size.into())?;
+        let Route::Peer(hop) = forwarding.tables.route(inner.dst) else {
+            return Err(DropReason::NoLease);
+        };
+        counts.split.add(1);
+        let parcel = parcel(bytes, hop, &inner, &forwarding.options);
+        self.send_split(&split, hop, &parcel, out);
+        Ok(())
+    }
+
     /// Fragments each datagram of a superpacket that is too large for the path.
     fn fragment_each(
         &self,
@@ -216,6 +266,22 @@ impl Outbound {
             counts.icmp_sent.add(1);
             out.deliver(Delivery::finished(None, place));
         }
+    }
+}
+
+/// What is known of a superpacket that may travel whole.
+fn shape(packet: &Packet, inner: &Inner, split: &Split) -> Super {
+    let vnet = packet.frame().vnet;
+    Super {
+        family: inner.family,
+        kind: match vnet.gso {
+            Gso::UdpL4 => Kind::Udp,
+            _ => Kind::Tcp { ecn: vnet.ecn },
+        },
+        l4: inner.l4,
+        len: inner.total_len,
+        payload: split.header_len(),
+        gso_size: vnet.gso_size,
     }
 }
 

@@ -72,16 +72,23 @@ impl Trains {
         self.slices.clear();
     }
 
-    /// Makes trains of the parcels in `out`. `port` chooses the source port for a parcel, or says that there is
+    /// Is there a train by this way?
+    pub fn go(&self, to: SocketAddr, port: usize) -> bool {
+        let mut trains = self.trains.iter();
+        trains.any(|train| train.to == to && train.port == port)
+    }
+
+    /// Adds trains of the `parcels` of `out` to those that are there. `port` chooses the source port for a parcel, or says that there is
     /// none for its family; those are returned to `refused`.
     pub fn assemble(
         &mut self,
         batch: &Batch,
         out: &Outbox,
+        parcels: Range<usize>,
         port: impl Fn(&Parcel) -> Option<usize>,
         mut refused: impl FnMut(&Parcel),
     ) {
-        for parcel in out.parcels() {
+        for parcel in &out.parcels()[parcels] {
             let Some(port) = port(parcel) else {
                 refused(parcel);
                 continue;

@@ -9,7 +9,7 @@
 //!  superpacket from the TUN, where it lies
 //!      │ header: vnet, Ethernet, outer IP, UDP, encapsulation put in front of it
 //!      ▼
-//!  inject: one write(2) ─▶ TAP `overlay0-tx` ─▶ filter at its ingress ─▶ egress queue of the underlay device
+//!  inject: one writev(2) ─▶ TAP `overlay0-tx` ─▶ filter at its ingress ─▶ egress queue of the underlay device
 //!      │                                          (eBPF, ours only)
 //!      │ no path known, does not fit, not accepted by the kernel, no offload
 //!      ▼
@@ -25,7 +25,7 @@ pub mod filter;
 pub mod header;
 mod paths;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -240,14 +240,15 @@ impl Injector {
         outer.head(inner)
     }
 
-    /// Sends a superpacket with its [`Head`] in front of it.
+    /// Sends a superpacket with the bytes of its [`Head`] in front of it.
     ///
     /// # Errors
     /// `WouldBlock` while too much is in flight, like a socket whose send buffer is full; EINVAL if the bytes in
     /// front are not what they should be; EIO if somebody took the device down; ENOMEM.
-    pub fn inject(&self, frame: &[u8]) -> io::Result<()> {
+    pub fn inject(&self, head: &[u8], packet: &[u8]) -> io::Result<()> {
         loop {
-            match nix::unistd::write(&self.tap, frame) {
+            let parts = [IoSlice::new(head), IoSlice::new(packet)];
+            match nix::sys::uio::writev(&self.tap, &parts) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -315,12 +316,10 @@ impl Injector {
         let Some(head) = outer.head(&inner) else {
             return false;
         };
-        let mut frame = head.as_slice().to_vec();
-        let start = frame.len();
-        frame.resize(start + inner.len, 0);
+        let mut packet = vec![0; inner.len];
         // All that the kernel reads of it: USO alone does not tell the inner version.
-        frame[start] = version;
-        self.inject(&frame).is_ok()
+        packet[0] = version;
+        self.inject(head.as_slice(), &packet).is_ok()
     }
 }
 

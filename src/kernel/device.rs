@@ -20,8 +20,6 @@ pub struct DeviceSpec {
     pub routes: Vec<IpNet>,
     /// The MTU of IPv6 routes, where it is smaller than the device's.
     pub ipv6_route_mtu: Option<u16>,
-    /// The largest superpacket that the kernel hands to it, in bytes, where that matters.
-    pub gso_max_size: Option<u32>,
 }
 
 impl Netlink {
@@ -37,10 +35,6 @@ impl Netlink {
             link.ok_or_else(|| Error::new(format!("find link {name}"), nix::Error::ENODEV))?;
         self.remove_leftovers(&link, spec).await?;
         self.set_mtu(link.index, spec.mtu.into()).await?;
-        if let Some(size) = spec.gso_max_size {
-            // Larger ones would only take a send more each; a kernel before 4.16 has it so.
-            let _ = self.set_gso_max_size(link.index, size).await;
-        }
         // ICMP errors come from our own overlay address, which Linux takes for a martian otherwise.
         sysctl::write(&sysctl::conf("ipv4", name, "accept_local"), "1")?;
         // No link-local address: it would only probe for neighbours that a TUN device cannot have. Where

@@ -136,17 +136,6 @@ impl Netlink {
         self.change(change, index, format!("set mtu {mtu}")).await
     }
 
-    /// Sets the largest superpacket that the kernel hands to the device, in bytes.
-    ///
-    /// # Errors
-    /// When the device does not exist or does not take that size.
-    pub async fn set_gso_max_size(&self, index: u32, size: u32) -> Result<()> {
-        let change = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::GsoMaxSize(size));
-        self.change(change, index, format!("set gso_max_size {size}"))
-            .await
-    }
-
     /// Brings the device up.
     ///
     /// # Errors

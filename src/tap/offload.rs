@@ -2,15 +2,14 @@
 //!
 //! Each packet is led by a virtio_net_hdr (`encap::vnet`), which says what is left to do. So one read takes what the
 //! kernel's TCP made of one write of an application, and one write gives it as much as can be joined.
+//!
+//! The device keeps its default `gso_max_size`. A smaller one, by which what is split would always fit one send, suits
+//! TCP of this host only: what pods send comes larger, and the kernel would split it to single packets.
 
 use crate::datapath::inbound::Takes;
 use crate::sys::tun::{self, Offloads};
 
 use super::{OpenError, Queue};
-
-/// The largest superpacket that the device shall hand over, in bytes: after splitting to usual segment sizes, with
-/// headers in front of each, it still fits one send of 65,507 bytes (44 segments of a 1,450 byte MTU).
-pub const GSO_MAX_SIZE: u32 = 62_000;
 
 /// A device with one queue or several, and what its kernel takes and gives unfinished.
 pub struct Device {

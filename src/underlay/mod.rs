@@ -164,6 +164,10 @@ impl Port {
             socket.set_recv_tclass_v6(true)?;
             // IPv6 has no DF bit: routers never fragment. PROBE keeps forged Packet Too Big out.
             let df = libc::IPV6_PMTUDISC_PROBE;
+            // Injected packets carry flow label 0; a flow's others shall take the same way through routers that
+            // hash it.
+            const IPV6_AUTOFLOWLABEL: i32 = 70; // include/uapi/linux/in6.h
+            sys::socket::set_int(&socket, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0)?;
             sys::socket::set_int(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, df)?;
             if options.udp6_zero_checksum {
                 const UDP_NO_CHECK6_RX: i32 = 102; // include/uapi/linux/udp.h

@@ -6,6 +6,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use encap::flow::FIRST_PORT;
 use nix::errno::Errno;
@@ -27,7 +29,7 @@ pub struct Sender {
     /// How many of them are IPv4's; the others are IPv6's.
     v4: usize,
     /// The kernel cuts trains into datagrams.
-    segmentation: bool,
+    segmentation: Arc<AtomicBool>,
     scratch: SendScratch,
     messages: Vec<Message>,
     order: Vec<usize>,
@@ -87,7 +89,7 @@ impl Sender {
         Sender {
             sockets,
             v4: count,
-            segmentation: true,
+            segmentation: Arc::new(AtomicBool::new(true)),
             scratch: SendScratch::default(),
             messages: Vec::new(),
             order: Vec::new(),
@@ -114,8 +116,8 @@ impl Sender {
     }
 
     /// Does the kernel cut trains for us? It may turn out while sending that it does not.
-    pub fn segmentation(&self) -> bool {
-        self.segmentation
+    pub fn segmentation(&self) -> Arc<AtomicBool> {
+        self.segmentation.clone()
     }
 
     /// Sends the trains, and tells `done` for each what became of it.
@@ -150,7 +152,7 @@ impl Sender {
         cost: &mut Cost,
     ) {
         let all = trains.trains();
-        if !self.segmentation {
+        if !self.segmentation.load(Relaxed) {
             for &index in group {
                 self.send_singly(&all[index], trains, batch, out, done, cost);
             }
@@ -193,7 +195,7 @@ impl Sender {
                         // A device that computes no checksums makes the kernel refuse to cut (EIO, before
                         // Linux 6.11).
                         if error.raw_os_error() == Some(libc::EIO) {
-                            self.segmentation = false;
+                            self.segmentation.store(false, Relaxed);
                         }
                         failed.push(group[position]);
                     }

@@ -80,7 +80,7 @@ fn carries(
     let hop = hop(backend, outer, inner);
     let frame = frame(injector, &pair.path(outer), &hop, &packet);
     let wire = Wire::listen(&pair.peer);
-    injector.inject(&frame).unwrap();
+    injector.inject(&frame, &[]).unwrap();
     let frames = wire.stop();
     let arrived: Vec<_> = frames
         .iter()

@@ -5,5 +5,6 @@
 
 mod bed;
 mod carry;
+mod daemon;
 mod paths;
 mod safety;

@@ -58,7 +58,7 @@ fn only_our_own_tunnel_packets_pass_the_device() {
     let mac_of_tap: encap::MacAddr = mac_of_tap.trim().parse().unwrap();
     for outer in FAMILIES {
         let good = good_frame(&pair, &injector, outer);
-        let passes = |frame: &[u8]| reach_the_peer(&pair, || injector.inject(frame).unwrap());
+        let passes = |frame: &[u8]| reach_the_peer(&pair, || injector.inject(frame, &[]).unwrap());
         assert_eq!(passes(&good), 1, "{outer:?}");
         let (source, port, protocol) = match outer {
             Family::V4 => (IP + 12, IP + 20 + 2, IP + 9),
@@ -114,7 +114,7 @@ fn only_our_own_tunnel_packets_pass_the_device() {
 /// As many as pass of a frame that the kernel may not even accept; what counts is that it goes nowhere.
 fn passes_raw(pair: &Pair, injector: &Injector, frame: &[u8]) -> usize {
     reach_the_peer(pair, || {
-        let _ = injector.inject(frame);
+        let _ = injector.inject(frame, &[]);
     })
 }
 
@@ -152,7 +152,7 @@ fn nothing_of_the_host_changes_and_all_is_gone_when_dropped() {
     assert_eq!(addresses, "", "it has an address");
     // Other traffic of the underlay, both ways, while packets are injected.
     for _ in 0..100 {
-        injector.inject(&good).unwrap();
+        injector.inject(&good, &[]).unwrap();
     }
     pair.us("ping -c 3 -i 0.02 -W 2 10.99.0.2");
     pair.them("ping -c 3 -i 0.02 -W 2 fd99::1");
@@ -202,7 +202,7 @@ fn it_works_on_a_strict_host() {
     let injector = pair.open(Backend::Vxlan);
     for outer in FAMILIES {
         let good = good_frame(&pair, &injector, outer);
-        let passed = reach_the_peer(&pair, || injector.inject(&good).unwrap());
+        let passed = reach_the_peer(&pair, || injector.inject(&good, &[]).unwrap());
         assert_eq!(passed, 1, "{outer:?}");
     }
 }
@@ -242,7 +242,10 @@ fn after_kill_9_nothing_is_left() {
     assert_eq!(host_state(&pair), before);
     let injector = pair.open(Backend::Vxlan);
     let good = good_frame(&pair, &injector, Family::V4);
-    assert_eq!(reach_the_peer(&pair, || injector.inject(&good).unwrap()), 1);
+    assert_eq!(
+        reach_the_peer(&pair, || injector.inject(&good, &[]).unwrap()),
+        1
+    );
 }
 
 fn hold(namespace: &str) {
@@ -298,10 +301,10 @@ fn a_full_underlay_queue_says_would_block() {
     let frame = frame(&injector, &pair.path(Family::V4), &hop, &packet);
     // 4 MiB in flight, and what the first went out with.
     let refused = (0..200)
-        .map(|_| injector.inject(&frame))
+        .map(|_| injector.inject(&frame, &[]))
         .find_map(Result::err);
     let refused = refused.expect("there is a bound to what is in flight");
     assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
     pair.us("tc qdisc del dev eth0 root");
-    injector.inject(&frame).unwrap();
+    injector.inject(&frame, &[]).unwrap();
 }

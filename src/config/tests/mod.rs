@@ -107,6 +107,7 @@ fn defaults() {
     assert!(!config.node.name.is_empty());
     let Datapath {
         engine,
+        injection,
         queues,
         ecn,
         dscp,
@@ -119,6 +120,7 @@ fn defaults() {
         (engine, queues, ecn, dscp, df),
         (Engine::Batched, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
     );
+    assert_eq!(injection, Injection::Auto);
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),
         (false, 1000, false)

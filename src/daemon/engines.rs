@@ -1,0 +1,260 @@
+//! The engines, put together: device, sockets and stages, and what the kernel does for them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use encap::{Encapsulation, Sums};
+use fdb::{Endpoint, Snapshot};
+
+use super::threads::Work;
+use crate::config::{Backend, Config, Df, Engine, Injection as Wish};
+use crate::datapath::Forwarding;
+use crate::datapath::batched::{Common, Egress, Ingress, Lane};
+use crate::datapath::classic::Classic;
+use crate::datapath::counters::Counters;
+use crate::datapath::inbound::{Inbound, Takes};
+use crate::datapath::join::Joiner;
+use crate::datapath::outbound::Outbound;
+use crate::datapath::stop::Stop;
+use crate::datapath::wait::{Patience, Waiter};
+use crate::inject::{self, Injector, Paths};
+use crate::kernel::Netlink;
+use crate::kernel::host::Site;
+use crate::observe::status::Feature;
+use crate::tap;
+use crate::underlay::Underlay;
+use crate::underlay::receiver::Receiver;
+use crate::underlay::sender::Sender;
+
+/// How long a forwarding thread looks again before it sleeps, if nobody else wants the processor.
+const SPIN: Duration = Duration::from_micros(30);
+
+/// The device as an engine wants it.
+pub(super) enum Opened {
+    Classic(tap::Queue),
+    Batched(tap::offload::Device),
+}
+
+impl Opened {
+    pub(super) fn open(engine: Engine, name: &str) -> Result<Self, tap::OpenError> {
+        match engine {
+            Engine::Classic => tap::classic::open(name).map(Opened::Classic),
+            Engine::Batched => tap::offload::open(name, 1).map(Opened::Batched),
+        }
+    }
+}
+
+/// What every engine's threads are made of.
+pub(super) struct Plan {
+    pub(super) stop: Arc<Stop>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) port: u16,
+    /// The largest inner packet that a peer cuts to size, in bytes.
+    pub(super) path_mtu: u16,
+    pub(super) sums: Sums,
+}
+
+impl Plan {
+    fn outbound(&self) -> Outbound {
+        Outbound::new(self.port, self.sums)
+    }
+
+    fn inbound<E: Encapsulation>(&self, encapsulation: &E, takes: Takes) -> Inbound<E> {
+        let (port, mtu) = (self.port, self.path_mtu);
+        Inbound::new(encapsulation.clone(), port, mtu, takes, self.sums)
+    }
+
+    pub(super) fn classic<E: Encapsulation>(
+        &self,
+        queue: tap::Queue,
+        underlay: Underlay,
+        snapshot: &Snapshot<Forwarding>,
+        encapsulation: &E,
+    ) -> Vec<(String, Work)> {
+        let engine = Classic::new(
+            queue,
+            underlay,
+            self.stop.clone(),
+            snapshot.reader(),
+            self.counters.clone(),
+            self.outbound(),
+            self.inbound(encapsulation, Takes::Finished),
+        );
+        vec![("forward".into(), Box::new(move || engine.run()))]
+    }
+
+    pub(super) fn batched<E: Encapsulation>(
+        &self,
+        device: tap::offload::Device,
+        sockets: Vec<(Sender, Receiver, Option<Lane>)>,
+        snapshot: &Snapshot<Forwarding>,
+        encapsulation: &E,
+    ) -> Vec<(String, Work)> {
+        let takes = device.takes;
+        let waiter = Waiter::new(Patience::Adaptive(SPIN));
+        let mut works: Vec<(String, Work)> = Vec::new();
+        for (queue, (sender, receiver, lane)) in device.queues.into_iter().zip(sockets) {
+            let common = Common {
+                device: Arc::new(queue),
+                stop: self.stop.clone(),
+                counters: self.counters.clone(),
+            };
+            let joiner = Joiner::new(self.sums, takes == Takes::TcpAndUdp, self.port);
+            let inbound = self.inbound(encapsulation, takes);
+            let (reader, own) = (snapshot.reader(), common.clone());
+            let ingress = Ingress::new(own, receiver, reader, inbound, joiner, waiter.clone());
+            works.push(("inbound".into(), Box::new(move || ingress.run())));
+            let egress = Egress::new(
+                common,
+                sender,
+                lane,
+                snapshot.reader(),
+                self.outbound(),
+                waiter.clone(),
+                E::HEADER_LEN,
+            );
+            works.push(("outbound".into(), Box::new(move || egress.run())));
+        }
+        works
+    }
+}
+
+/// The injection of superpackets, and the ways to the peers.
+pub(super) struct Injection {
+    injector: Arc<Injector>,
+    paths: Paths,
+}
+
+impl Injection {
+    /// Sets it up as the configuration wants it, or says why not. That is no error: superpackets are split then.
+    pub(super) async fn open<E: Encapsulation>(
+        config: &Config,
+        netlink: &Netlink,
+        device: &str,
+        site: &Site,
+    ) -> Result<Self, String> {
+        match (config.datapath.injection, &config.backend) {
+            (Wish::Off, _) => return Err("datapath.injection is off".into()),
+            // On one machine a superpacket would reach flanneld whole, which cannot take it.
+            (Wish::Auto, Backend::Udp(_)) => {
+                return Err("the udp backend's peers may be flanneld; datapath.injection = \"on\" if none is".into());
+            }
+            _ => {}
+        }
+        let spec = inject::Spec {
+            name: inject::device_name(device),
+            underlay: site.iface.index,
+            sources: site.bound,
+            port: config.backend.port(),
+            header_len: E::HEADER_LEN,
+            dont_fragment: config.datapath.df == Df::Set,
+        };
+        let injector = Injector::open(netlink, &spec).await;
+        let injector = injector.map_err(|error| error.to_string())?;
+        let paths = Paths::watch(spec.underlay, spec.sources).await;
+        Ok(Injection {
+            injector: Arc::new(injector),
+            paths: paths.map_err(|error| error.to_string())?,
+        })
+    }
+}
+
+/// What the kernel does for an engine, and what it does not: found out at start, some of it while running.
+pub(super) struct Extras {
+    fixed: Vec<Feature>,
+    segmentation: Option<Arc<AtomicBool>>,
+    injection: Option<Result<Injection, String>>,
+}
+
+impl Default for Extras {
+    /// An engine that asks nothing of it.
+    fn default() -> Self {
+        Extras {
+            fixed: Vec::new(),
+            segmentation: None,
+            injection: None,
+        }
+    }
+}
+
+impl Extras {
+    pub(super) fn new(
+        takes: Takes,
+        sender: &Sender,
+        receiver: &Receiver,
+        injection: Result<Injection, String>,
+    ) -> Self {
+        if let Err(reason) = &injection {
+            tracing::debug!("superpackets are split, not injected: {reason}");
+        }
+        let fixed = vec![
+            Feature::new(
+                "tun-superpackets",
+                takes != Takes::Finished,
+                match takes {
+                    Takes::Finished => "the kernel splits for us (TUNSETOFFLOAD was refused)",
+                    Takes::Tcp => "TCP; UDP needs Linux 6.2",
+                    Takes::TcpAndUdp => "TCP and UDP",
+                },
+            ),
+            Feature::new(
+                "udp-gro",
+                receiver.coalescing(),
+                "the kernel joins datagrams that we receive (Linux 5.0)",
+            ),
+        ];
+        Extras {
+            fixed,
+            segmentation: Some(sender.segmentation()),
+            injection: Some(injection),
+        }
+    }
+
+    /// The way by which superpackets leave whole, if there is one.
+    pub(super) fn lane(&self) -> Option<Lane> {
+        let injection = self.injection.as_ref()?.as_ref().ok()?;
+        let view = injection.paths.reader();
+        Some(Lane::new(injection.injector.clone(), view))
+    }
+
+    /// From now on these are the peers.
+    pub(super) fn set_peers(&self, peers: impl Iterator<Item = Endpoint>) {
+        if let Some(Ok(injection)) = &self.injection {
+            let ips: Vec<_> = peers.flat_map(|peer| peer.ips()).collect();
+            injection.paths.set_peers(ips);
+        }
+    }
+
+    /// As they are now.
+    pub(super) fn features(&self) -> Vec<Feature> {
+        let mut all = self.fixed.clone();
+        if let Some(segmentation) = &self.segmentation {
+            all.push(Feature::new(
+                "udp-gso",
+                segmentation.load(Relaxed),
+                "the kernel cuts trains of datagrams that we send (Linux 4.18)",
+            ));
+        }
+        match &self.injection {
+            None => {}
+            Some(Err(reason)) => all.push(Feature::new("injection", false, reason)),
+            Some(Ok(injection)) => {
+                let view = injection.paths.view();
+                let features = view.features();
+                let whole = features.tunnel_csum && (features.tcp4 || features.tcp6);
+                let note = if whole {
+                    format!(
+                        "superpackets leave whole through {} (peers whose way is known: {})",
+                        injection.injector.name(),
+                        view.len()
+                    )
+                } else {
+                    "the underlay device does not segment tunnelled superpackets (tx-udp_tnl-csum-segmentation): they are split here".into()
+                };
+                all.push(Feature::new("injection", whole, &note));
+            }
+        }
+        all
+    }
+}
