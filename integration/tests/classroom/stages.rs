@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -210,10 +212,6 @@ fn the_commands_that_are_explained_make_what_the_lab_makes() {
         assert!(asked.status.success(), "{}", text(&asked.stderr));
         let commands = text(&asked.stdout);
         typed(dir.path(), commands, stage);
-        if stage == "overlay" {
-            // The daemon that was typed needs a moment.
-            typed("for i in 1 2 3 4 5 6 7 8 9 10; do ip -n HAND-node1 route | grep -q overlay0 && ip -n HAND-node2 route | grep -q overlay0 && exit; sleep 0.3; done; exit 1".replace("HAND", &hand.0).as_str(), stage);
-        }
         for place in [
             "underlay",
             "node1",
@@ -223,11 +221,13 @@ fn the_commands_that_are_explained_make_what_the_lab_makes() {
             "node2/pod2",
         ] {
             let namespace = format!("{}-{}", hand.0, place.replace('/', "-"));
-            assert_eq!(
-                state(&class, place),
-                by_hand(&namespace),
-                "{stage}: {place}"
-            );
+            // The daemons that were typed need a moment.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let wanted = state(&class, place);
+            while wanted != by_hand(&namespace) && Instant::now() < deadline {
+                sleep(Duration::from_millis(100));
+            }
+            assert_eq!(wanted, by_hand(&namespace), "{stage}: {place}");
         }
         // What is said to take it away does.
         let (_, removal) = text(&asked.stderr).split_once("\n\n").unwrap();
