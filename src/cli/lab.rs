@@ -20,6 +20,8 @@ use crate::lab::holder;
 use crate::lab::topology::{Backend, DEFAULT_NAME, Interrupted, Scenario, Spec, Stage, Underlay};
 use crate::lab::traffic::Cancel;
 
+/// The variable that names the lab where no `--name` does.
+const LAB_NAME: &str = "OVERLAYD_LAB_NAME";
 /// The name of the demo's lab: it must not meet one that stands.
 const DEMO_NAME: &str = "demo";
 
@@ -142,7 +144,7 @@ enum LabCommand {
 #[derive(Args)]
 struct Name {
     /// The lab's name: its namespaces' names begin with it
-    #[arg(long, default_value = DEFAULT_NAME)]
+    #[arg(long, env = LAB_NAME, default_value = DEFAULT_NAME)]
     name: String,
 }
 

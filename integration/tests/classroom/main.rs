@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: a test fails where it stands
 
+mod book;
 mod picture;
 mod pods;
 mod scenarios;
@@ -30,14 +31,16 @@ pub(crate) struct Class {
 }
 
 impl Class {
+    /// A name; nothing is built.
+    pub(crate) fn named(word: &str) -> Self {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            name: format!("class-{word}-{}-{next}", std::process::id()),
+        }
+    }
+
     pub(crate) fn up(word: &str, options: &[&str]) -> Self {
-        let class = Self {
-            name: format!(
-                "class-{word}-{}-{}",
-                std::process::id(),
-                NEXT.fetch_add(1, Ordering::Relaxed)
-            ),
-        };
+        let class = Self::named(word);
         let done = class.lab("up", options);
         assert!(done.status.success(), "{}", text(&done.stderr));
         class

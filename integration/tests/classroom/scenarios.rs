@@ -290,8 +290,15 @@ fn what_cannot_be_played_or_graded_is_refused() {
             "{options:?}: nothing was built"
         );
     }
-    for arguments in [&["restart", "node7"][..], &["restart"]] {
-        let done = class.lab(arguments[0], &arguments[1..]);
-        assert_eq!(done.status.code(), Some(1), "there is no lab");
-    }
+    let refused = |why: &str, nodes: &[&str]| {
+        let done = class.lab("restart", nodes);
+        assert_eq!(done.status.code(), Some(1));
+        assert!(text(&done.stderr).contains(why), "{why}: {done:?}");
+    };
+    refused("there is no lab", &[]);
+    let stage = ["--nodes", "1", "--pods", "0", "--stage", "routed"];
+    assert!(class.lab("up", &stage).status.success());
+    refused("without overlayd", &[]);
+    assert!(class.lab("next", &[]).status.success());
+    refused("no node \"node7\"", &["node7"]);
 }

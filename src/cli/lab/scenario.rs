@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::paint::Paint;
 use super::up::wrapped;
-use super::{DEFAULT_NAME, Exit, exe, name_option, on_signal, say};
+use super::{DEFAULT_NAME, Exit, LAB_NAME, exe, name_option, on_signal, say};
 use crate::lab::scenario;
 use crate::lab::topology::{self, Lab, Scenario};
 
@@ -36,7 +36,7 @@ pub(super) struct Which {
     #[arg(value_enum)]
     scenario: Option<Scenario>,
     /// The lab's name
-    #[arg(long, default_value = DEFAULT_NAME)]
+    #[arg(long, env = LAB_NAME, default_value = DEFAULT_NAME)]
     name: String,
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use super::{Exit, exe, name_option, on_signal, say, shape_of};
 use crate::lab::demo;
-use crate::lab::topology::{self, Lab, Spec, Stage};
+use crate::lab::topology::{self, Interrupted, Lab, Spec, Stage};
 
 pub(super) fn up(spec: Spec, explain: bool) -> Result<Exit> {
     let (exe, cancel, start) = (exe()?, on_signal()?, Instant::now());
@@ -120,7 +120,16 @@ pub(super) fn wrapped(text: &str, letters: usize) -> Vec<String> {
 pub(super) fn next(name: &str, explain: bool) -> Result<Exit> {
     let (exe, cancel) = (exe()?, on_signal()?);
     let mut lab = Lab::load(name, &exe)?;
-    let stage = lab.advance(&|| cancel.is_set())?;
+    let stage = match lab.advance(&|| cancel.is_set()) {
+        Err(error) if error.is::<Interrupted>() => {
+            let down = name_option(name);
+            eprintln!(
+                "overlayd: interrupted; lab {name:?} is not whole now: `overlayd lab down{down}` removes it"
+            );
+            return Ok(Exit::Interrupted);
+        }
+        advanced => advanced?,
+    };
     if explain {
         say(explained(lab.spec(), std::iter::once(stage)).trim_end());
     }
@@ -132,6 +141,12 @@ pub(super) fn next(name: &str, explain: bool) -> Result<Exit> {
 /// Starts overlayd anew on these nodes, or on all.
 pub(super) fn restart(name: &str, nodes: &[String]) -> Result<Exit> {
     let mut lab = Lab::load(name, &exe()?)?;
+    if !lab.spec().runs_daemons() {
+        bail!(
+            "lab {name:?} is built to stage {}, without overlayd: `overlayd lab next` goes on",
+            lab.spec().stage
+        );
+    }
     let known = |node: &String| lab.nodes().iter().any(|there| there.name == *node);
     if let Some(unknown) = nodes.iter().find(|node| !known(node)) {
         bail!(

@@ -231,3 +231,32 @@ fn a_lost_packet_is_crossed_out_where_it_was_lost() {
     assert_eq!(svg.matches("<path d=").count(), 1);
     assert_eq!(svg.matches(r#"rx="9""#).count(), 6);
 }
+
+#[test]
+fn what_passes_the_daemon_by_is_drawn_around_it() {
+    let direct = Way {
+        points: vec![
+            Point::Kernel { node: 1 },
+            Point::Eth { node: 1 },
+            Point::Underlay,
+        ],
+        marks: Vec::new(),
+    };
+    let back = Way {
+        points: direct.points.iter().copied().rev().collect(),
+        marks: Vec::new(),
+    };
+    let picture = Picture {
+        topology: Topology::planned(&spec(1, 1)),
+        ways: vec![direct, back],
+        notes: Vec::new(),
+    };
+    let svg = picture.to_string();
+    let ways = svg.lines().filter(|line| line.contains("stroke-opacity"));
+    for way in ways {
+        let (_, points) = way.split_once("points=\"").unwrap();
+        let points: Vec<_> = points.split('"').next().unwrap().split(' ').collect();
+        // Both ends, four corners around the daemon, and two on the underlay.
+        assert_eq!(points.len(), 8, "{way}");
+    }
+}
