@@ -254,7 +254,7 @@ impl Topology {
 
 fn title(spec: &Spec) -> String {
     format!(
-        "lab {}: {} over UDP port {}",
+        "lab {:?}: {} over UDP port {}",
         spec.name,
         spec.backend,
         spec.backend.port()

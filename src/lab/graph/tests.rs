@@ -154,7 +154,7 @@ fn everything_that_a_lab_has_is_named() {
     }
     .to_string();
     for part in [
-        "lab lab: vxlan over UDP port 8472",
+        "lab \"lab\": vxlan over UDP port 8472",
         ">node3<",
         ">10.99.0.2/24<",
         ">fd99::2/64<",
