@@ -10,7 +10,14 @@ use std::process::{Command, Stdio};
 use super::{Class, exe, text};
 
 /// Pages whose commands belong to one lab each, called `lab` in the book.
-const PAGES: [&str; 5] = ["lab.md", "pods.md", "scenarios.md", "leases.md", "trust.md"];
+const PAGES: [&str; 6] = [
+    "status.md",
+    "lab.md",
+    "pods.md",
+    "scenarios.md",
+    "leases.md",
+    "trust.md",
+];
 
 fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -224,6 +231,64 @@ fn the_pages_show_what_the_commands_print() {
     for name in PAGES {
         read_page(name);
     }
+}
+
+/// The prompts of the main chapter, and where they are.
+const PROMPTS: [(&str, &str); 5] = [
+    ("pod1$ ", "node1/pod1"),
+    ("node1# ", "node1"),
+    ("node2# ", "node2"),
+    ("underlay# ", "underlay"),
+    ("$ ", ""),
+];
+
+/// The command of a line that has a prompt, as one types it outside.
+fn prompted(line: &str) -> Option<String> {
+    let found = PROMPTS
+        .iter()
+        .find_map(|(prompt, place)| Some((line.strip_prefix(prompt)?, *place)));
+    let (command, place) = found?;
+    Some(match place {
+        "" => command.to_owned(),
+        place => format!(
+            "overlayd lab sh {place} bash -c '{}'",
+            command.replace('\'', r"'\''")
+        ),
+    })
+}
+
+/// The main chapter shows of each command the lines that it is about: these are printed, in this order.
+#[test]
+fn the_main_chapter_shows_what_its_commands_print() {
+    let chapter = std::fs::read_to_string(page("one-packet.md")).unwrap();
+    let reader = Reader::new("one-packet.md");
+    reader.types("overlayd lab up --nodes 2 --pods 1; sleep 1");
+    let mut run = 0;
+    for block in chapter.split("```text\n").skip(1) {
+        let (block, _) = block.split_once("```").expect("a block ends");
+        let mut printed = String::new();
+        let mut left = printed.lines();
+        for line in block.lines() {
+            if let Some(command) = prompted(line) {
+                printed = reader.types(&command);
+                left = printed.lines();
+                run += 1;
+            } else if run > 0
+                && !line.is_empty()
+                && block
+                    .lines()
+                    .next()
+                    .is_some_and(|first| prompted(first).is_some())
+            {
+                let found = left.any(|candidate| same(line, candidate));
+                assert!(
+                    found,
+                    "docs/src/one-packet.md shows {line:?}, but this was printed:\n{printed}"
+                );
+            }
+        }
+    }
+    assert!(run >= 20, "{run} commands");
 }
 
 #[test]

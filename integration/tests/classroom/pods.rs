@@ -1,11 +1,14 @@
 //! A pod is two processes that share a network namespace held by a third.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use overlayd::lab::topology::Lab;
+use overlayd::lab::traffic::{UdpOpts, udp_probe};
 
 use super::{Class, text};
 
@@ -18,13 +21,15 @@ fn end(pid: u32) {
     }
 }
 
-/// A datagram to the container `echo`, and back; from inside a place.
-const ECHO: &str = "timeout 2 python3 -c \"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
-                    s.settimeout(1); s.connect(('ADDRESS', 7)); s.send(b'hi'); print(s.recv(9).decode())\"";
-
+/// A datagram to the container `echo` comes back, seen from inside a place.
 fn echo(class: &Class, from: &str, to: &str) -> bool {
-    let done = class.sh(from, &ECHO.replace("ADDRESS", to));
-    done.status.success() && text(&done.stdout) == "hi\n"
+    let lab = Lab::load(&class.name, super::exe()).unwrap();
+    let from = lab.place(from).unwrap();
+    let to: SocketAddr = (to.parse::<IpAddr>().unwrap(), 7).into();
+    let report = from
+        .run(|| udp_probe(to, [2], &UdpOpts::default()))
+        .unwrap();
+    report.is_ok_and(|report| report.all_intact())
 }
 
 #[test]
