@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{kernel::NetNs, observe::client};
 use wire::Wire;
+pub(in crate::lab) use wire::on_runtime;
 
 /// How long a daemon may take until it answers.
 const READY: Duration = Duration::from_secs(5);
@@ -586,22 +587,4 @@ fn tail(log: &Path) -> io::Result<String> {
     let text = fs::read_to_string(log)?;
     let lines: Vec<&str> = text.lines().collect();
     Ok(lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n"))
-}
-
-/// Runs async work to its end on a thread with a runtime of its own, so that callers may have one themselves.
-pub(in crate::lab) fn on_runtime<T: Send, F: Future<Output = Result<T>>>(
-    work: impl FnOnce() -> F + Send,
-) -> Result<T> {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(work())
-        });
-        match thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
 }

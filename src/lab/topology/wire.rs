@@ -1,6 +1,6 @@
 //! Takes the steps of [`super::stage`]: makes a lab's namespaces, devices and addresses.
 
-use std::{collections::HashMap, io, path::Path, process::Child};
+use std::{collections::HashMap, io, path::Path, process::Child, thread};
 
 use anyhow::{Context, Result, bail};
 
@@ -186,4 +186,22 @@ pub(super) fn taken(spec: &Spec) -> io::Result<Vec<String>> {
         .into_iter()
         .filter(|name| there.contains(name))
         .collect())
+}
+
+/// Runs async work to its end on a thread with a runtime of its own, so that callers may have one themselves.
+pub(in crate::lab) fn on_runtime<T: Send, F: Future<Output = Result<T>>>(
+    work: impl FnOnce() -> F + Send,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(work())
+        });
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
