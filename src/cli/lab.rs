@@ -87,7 +87,7 @@ enum LabCommand {
     Sh {
         #[command(flatten)]
         name: Name,
-        /// Where: node1, node1/pod2, or underlay
+        /// Where: node1, node1/pod2, underlay, or (scenario spoof) intruder
         #[arg(value_name = "NODE[/POD]")]
         place: String,
         /// The command and its arguments
