@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
-use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Engine, Store};
+use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Store};
 use crate::datapath::counters::Counters;
 use crate::datapath::stop::Stop;
 use crate::datapath::{Forwarding, Options};
@@ -38,7 +38,6 @@ use crate::lease::sync::{self, Ground, KnownPeers};
 use crate::observe::server::Control;
 use crate::observe::status;
 use crate::sys;
-use crate::tap;
 use crate::underlay::receiver::Receiver;
 use crate::underlay::sender::Sender;
 use crate::underlay::{DontFragment, SocketOptions, Underlay};

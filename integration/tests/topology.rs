@@ -281,23 +281,34 @@ fn a_lab_that_was_kept_is_found_again() {
     drop(lab);
     let lab = Lab::load(&name, exe()).unwrap();
 
-    // A pod dies: told, and still removed.
-    let victim = i32::try_from(lab.nodes()[0].pods()[0].pid()).unwrap();
+    // A pod's processes die, the holder first: told, and still removed.
     drop(lab);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(victim),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
-    while Path::new(&format!("/proc/{victim}/ns/net")).exists() {
-        thread::sleep(Duration::from_millis(5));
-    }
+    let of_pod = || -> Vec<u32> {
+        let mut all = holder::processes(&name).unwrap();
+        all.retain(|process| process.pod() == "node1/pod1");
+        all.sort_by_key(|process| process.place.len());
+        all.into_iter().map(|process| process.pid).collect()
+    };
+    let end = |pid: u32| {
+        let victim = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+        nix::sys::signal::kill(victim, nix::sys::signal::Signal::SIGKILL).unwrap();
+        while Path::new(&format!("/proc/{pid}/ns/net")).exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert_eq!(of_pod().len(), 3);
+    end(of_pod()[0]);
     let status = topology::status(&name).unwrap();
     assert!(!status.is_whole());
     assert_eq!(status.nodes[0].pods[0].holder, None);
+    // Its containers still hold the namespace.
+    let lab = Lab::load(&name, exe()).unwrap();
+    assert!(lab.place("node1/pod1").is_ok());
+    drop(lab);
+    of_pod().into_iter().for_each(end);
     let error = format!("{:#}", Lab::load(&name, exe()).unwrap_err());
     assert!(
-        error.contains("the holder of node1/pod1 is gone"),
+        error.contains("all processes of node1/pod1 are gone"),
         "{error}"
     );
     assert!(Lab::down(&name).unwrap());

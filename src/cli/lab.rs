@@ -1,27 +1,29 @@
 //! `overlayd lab`: a multi-node overlay on this machine.
 
-use std::io::IsTerminal as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+mod demo;
+mod graph;
+mod paint;
+mod scenario;
+mod sh;
+mod status;
+mod up;
+
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::Uid;
 
 use super::{Exit, complain, say};
-use crate::lab::demo::{self, Step, Tale};
+use crate::lab::container::Container;
 use crate::lab::holder;
-use crate::lab::topology::{self, Backend, DEFAULT_NAME, Interrupted, Lab, Spec, Underlay};
+use crate::lab::topology::{Backend, DEFAULT_NAME, Interrupted, Scenario, Spec, Stage, Underlay};
 use crate::lab::traffic::Cancel;
-use crate::observe::client;
 
-/// Version of what `lab status --json` prints.
-const STATUS_VERSION: u32 = 1;
+/// The variable that names the lab where no `--name` does.
+const LAB_NAME: &str = "OVERLAYD_LAB_NAME";
 /// The name of the demo's lab: it must not meet one that stands.
 const DEMO_NAME: &str = "demo";
-/// What a shell exits with when it cannot find a command.
-const NOT_FOUND: u8 = 127;
 
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
@@ -38,6 +40,16 @@ enum LabCommand {
         name: Name,
         #[command(flatten)]
         shape: Shape,
+        #[command(flatten)]
+        extent: Extent,
+    },
+    /// Build the next stage of a lab that was built with --stage
+    Next {
+        #[command(flatten)]
+        name: Name,
+        /// Print the iproute2 commands that one would type for the same
+        #[arg(long)]
+        explain: bool,
     },
     /// Build a lab, show what an overlay does and measure it, take the lab down
     Demo {
@@ -58,6 +70,14 @@ enum LabCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Draw a lab as it stands: nodes, pods, bridges, TUN devices, addresses, MTUs, routes, leases
+    Graph {
+        #[command(flatten)]
+        name: Name,
+        /// Where the picture goes (SVG; `-` is stdout)
+        #[arg(long, value_name = "FILE")]
+        svg: PathBuf,
+    },
     /// Run a command inside a node or a pod
     #[command(
         after_help = "Without a command: $SHELL. Inside, `overlayd status` asks the node's daemon, and OVERLAYD_CONFIG \
@@ -67,7 +87,7 @@ enum LabCommand {
     Sh {
         #[command(flatten)]
         name: Name,
-        /// Where: node1, node1/pod2, or underlay
+        /// Where: node1, node1/pod2, underlay, or (scenario spoof) intruder
         #[arg(value_name = "NODE[/POD]")]
         place: String,
         /// The command and its arguments
@@ -78,6 +98,27 @@ enum LabCommand {
         )]
         command: Vec<String>,
     },
+    /// Stop overlayd on nodes and start it anew, with the configuration as it is now
+    Restart {
+        #[command(flatten)]
+        name: Name,
+        /// Which: node1 ... [default: all]
+        #[arg(value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// What there is to find out: labs with something wrong in them
+    Scenario {
+        #[command(subcommand)]
+        command: scenario::Command,
+    },
+    /// Is what was wrong with a scenario's lab right now? (exit code 5: not yet)
+    Grade {
+        #[command(flatten)]
+        name: Name,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Take a lab down, or clean up after one that was killed
     Down {
         #[command(flatten)]
@@ -86,13 +127,42 @@ enum LabCommand {
     /// Hold the network namespace it is started in (a pod's holder; started by `lab up`)
     #[command(hide = true)]
     Hold,
+    /// Be a container of a pod, web or echo, in the namespace it is started in
+    #[command(hide = true)]
+    Container {
+        /// Which
+        name: Container,
+    },
+    /// Be the stranger of the scenario `spoof` (started by `lab up`)
+    #[command(hide = true)]
+    Intrude {
+        /// The lab's name
+        lab: String,
+    },
 }
 
 #[derive(Args)]
 struct Name {
     /// The lab's name: its namespaces' names begin with it
-    #[arg(long, default_value = DEFAULT_NAME)]
+    #[arg(long, env = LAB_NAME, default_value = DEFAULT_NAME)]
     name: String,
+}
+
+/// How far a lab is built, and how.
+#[derive(Args)]
+struct Extent {
+    /// How far to build it; `overlayd lab next` goes on from there
+    #[arg(long, value_enum, default_value_t = Stage::Overlay)]
+    stage: Stage,
+    /// Print the iproute2 commands that one would type for the same, stage by stage
+    #[arg(long)]
+    explain: bool,
+    /// Build nothing, only print the commands; needs no root
+    #[arg(long, requires = "explain")]
+    dry_run: bool,
+    /// Break something, for a class to find out (IPv4 only)
+    #[arg(long, value_enum, conflicts_with_all = ["stage", "underlay", "explain"])]
+    scenario: Option<Scenario>,
 }
 
 /// What a lab shall consist of.
@@ -158,40 +228,82 @@ impl Shape {
     }
 }
 
+impl LabCommand {
+    /// Whether it only prints what it knows.
+    fn only_talks(&self) -> bool {
+        match self {
+            Self::Hold | Self::Container { .. } => true,
+            Self::Up { extent, .. } => extent.dry_run,
+            Self::Scenario { command } => command.only_talks(),
+            _ => false,
+        }
+    }
+}
+
 pub(super) fn main(args: LabArgs) -> Exit {
-    if !matches!(args.command, LabCommand::Hold) && !Uid::effective().is_root() {
+    if !args.command.only_talks() && !Uid::effective().is_root() {
         eprintln!("overlayd: a lab needs root, to make and enter network namespaces: use sudo");
         return Exit::Error;
     }
-    let done = match args.command {
-        LabCommand::Up { name, shape } => {
-            let spec = shape.spec(&name.name);
-            unless_interrupted(up(spec.clone()), &spec)
+    run(args.command).unwrap_or_else(|error| {
+        complain(&error);
+        Exit::Error
+    })
+}
+
+fn run(command: LabCommand) -> Result<Exit> {
+    match command {
+        LabCommand::Up {
+            name,
+            shape,
+            extent,
+        } => {
+            let spec = extent.apply(shape.spec(&name.name));
+            if extent.dry_run {
+                return up::explain_only(&spec);
+            }
+            unless_interrupted(up::up(spec.clone(), extent.explain), &spec)
         }
+        LabCommand::Next { name, explain } => up::next(&name.name, explain),
         LabCommand::Demo { name, shape, json } => {
             let spec = shape.spec(&name);
-            unless_interrupted(run_demo(spec.clone(), json), &spec)
+            unless_interrupted(demo::main(spec.clone(), json), &spec)
         }
-        LabCommand::Status { name, json } => status(&name.name, json),
+        LabCommand::Status { name, json } => status::main(&name.name, json),
+        LabCommand::Graph { name, svg } => graph::main(&name.name, &svg),
         LabCommand::Sh {
             name,
             place,
             command,
-        } => sh(&name.name, &place, &command),
-        LabCommand::Down { name } => down(&name.name),
+        } => sh::main(&name.name, &place, &command),
+        LabCommand::Restart { name, nodes } => up::restart(&name.name, &nodes),
+        LabCommand::Scenario { command } => scenario::main(&command),
+        LabCommand::Grade { name, json } => scenario::grade(&name.name, json),
+        LabCommand::Down { name } => up::down(&name.name),
         LabCommand::Hold => holder::run(),
-    };
-    done.unwrap_or_else(|error| {
-        complain(&error);
-        Exit::Error
-    })
+        LabCommand::Container { name } => name.run().map(|()| Exit::Ok),
+        LabCommand::Intrude { lab } => scenario::intrude(&lab),
+    }
+}
+
+impl Extent {
+    fn apply(&self, spec: Spec) -> Spec {
+        let played = self.scenario.is_some();
+        Spec {
+            stage: self.stage,
+            scenario: self.scenario,
+            ipv6: spec.ipv6 && !played,
+            underlay: if played { Underlay::V4 } else { spec.underlay },
+            ..spec
+        }
+    }
 }
 
 /// An interrupted `up` or `demo` has taken its lab away; this makes sure of it.
 fn unless_interrupted(done: Result<Exit>, spec: &Spec) -> Result<Exit> {
     match done {
         Err(error) if error.is::<Interrupted>() => {
-            let left = demo::leftovers(spec)?;
+            let left = crate::lab::demo::leftovers(spec)?;
             if left.is_empty() {
                 eprintln!(
                     "overlayd: interrupted; nothing is left of lab {:?}",
@@ -208,260 +320,6 @@ fn unless_interrupted(done: Result<Exit>, spec: &Spec) -> Result<Exit> {
         }
         other => other,
     }
-}
-
-fn up(spec: Spec) -> Result<Exit> {
-    let (exe, cancel, start) = (exe()?, on_signal()?, Instant::now());
-    Lab::check(&spec)?;
-    eprintln!("building lab {:?}: {} ...", spec.name, shape_of(&spec));
-    let lab = Lab::up(spec, &exe, &|| cancel.is_set())?;
-    say(demo::draw(lab.spec()));
-    let option = name_option(&lab.spec().name);
-    eprintln!(
-        "up after {:.2} s. Now for example:",
-        start.elapsed().as_secs_f64()
-    );
-    let shell = if lab.spec().pods == 0 {
-        (format!("sh{option} node1"), "a shell in a node")
-    } else {
-        (format!("sh{option} node1/pod1"), "a shell in a pod")
-    };
-    let hints = [
-        shell,
-        (
-            format!("sh{option} node1 overlayd status"),
-            "what the daemon of a node says",
-        ),
-        (format!("status{option}"), "all nodes and pods"),
-        (format!("down{option}"), "the end"),
-    ];
-    let width = hints.iter().map(|(command, _)| command.len()).max();
-    let width = width.unwrap_or_default() + 2;
-    for (command, what) in hints {
-        eprintln!("  overlayd lab {command:width$}{what}");
-    }
-    lab.keep();
-    Ok(Exit::Ok)
-}
-
-fn run_demo(spec: Spec, json: bool) -> Result<Exit> {
-    let (exe, cancel) = (exe()?, on_signal()?);
-    let (out, err) = (Paint::stdout(), Paint::stderr());
-    demo::check(&spec)?;
-    if !json {
-        say(out.bold(&format!("overlayd lab demo: {}", shape_of(&spec))));
-    }
-    let mut tell = |tale: Tale<'_>| match tale {
-        _ if json => {}
-        Tale::Progress { at, what } => eprintln!(
-            "{}",
-            err.dim(&format!("{:6.2} s  {what}", at.as_secs_f64()))
-        ),
-        Tale::Topology(drawing) => say(format!("\n{drawing}")),
-        Tale::Begin { number, title } => err.pending(&format!("   {number}  {title} ...")),
-        Tale::End(step) => {
-            err.pending("");
-            say(told(step, out));
-        }
-    };
-    let report = demo::run(spec, &exe, &cancel, &mut tell)?;
-    if json {
-        say(format_args!("{:#}", serde_json::to_value(&report)?));
-    } else {
-        for left in &report.leftovers {
-            say(format!("{} still there: {left}", out.verdict(false)));
-        }
-        let passed = report.steps.iter().filter(|step| step.passed).count();
-        say(format!(
-            "\n{} {} of {} steps passed, {}, in {:.1} s",
-            out.verdict(report.passed),
-            out.bold(&passed.to_string()),
-            report.steps.len(),
-            if report.leftovers.is_empty() {
-                "nothing left behind"
-            } else {
-                "NOT EVERYTHING REMOVED"
-            },
-            report.seconds
-        ));
-    }
-    Ok(if report.passed {
-        Exit::Ok
-    } else {
-        Exit::Failed
-    })
-}
-
-/// A step as it is read.
-fn told(step: &Step, paint: Paint) -> String {
-    let mut text = format!(
-        " {} {}  {}  {}\n      {}\n",
-        paint.verdict(step.passed),
-        step.number,
-        paint.bold(step.title),
-        paint.dim(&time(step.seconds)),
-        paint.dim(&step.about)
-    );
-    for line in &step.lines {
-        let mark = match line.passed {
-            Some(false) => paint.verdict(false),
-            Some(true) => paint.verdict(true),
-            None => " ".to_owned(),
-        };
-        text += format!("      {mark} {}", line.text).trim_end();
-        text.push('\n');
-    }
-    text
-}
-
-fn time(seconds: f64) -> String {
-    if seconds < 1.0 {
-        format!("{:.0} ms", seconds * 1e3)
-    } else {
-        format!("{seconds:.1} s")
-    }
-}
-
-fn status(name: &str, json: bool) -> Result<Exit> {
-    let status = topology::status(name)?;
-    let exit = if status.is_whole() {
-        Exit::Ok
-    } else {
-        Exit::Degraded
-    };
-    if json {
-        let mut value = serde_json::to_value(&status)?;
-        value["version"] = STATUS_VERSION.into();
-        value["whole"] = status.is_whole().into();
-        say(format_args!("{value:#}"));
-        return Ok(exit);
-    }
-    let paint = Paint::stdout();
-    let built = if status.complete {
-        ""
-    } else {
-        "; its `up` is still at work or was killed"
-    };
-    say(paint.bold(&format!(
-        "lab {:?}: {}{built}\n",
-        status.name,
-        shape_of(&status.spec)
-    )));
-    for node in &status.nodes {
-        let daemon = match node.daemon {
-            Some(pid) => {
-                let state = client::status(&node.socket).map_or_else(
-                    |error| error.to_string(),
-                    |answer| answer["state"].as_str().unwrap_or("unknown").to_owned(),
-                );
-                format!("overlayd {state}, pid {pid}")
-            }
-            None if status.spec.daemons => {
-                format!("no overlayd: its log is {}", node.log.display())
-            }
-            None => "no overlayd".to_owned(),
-        };
-        let good = node.present && (node.daemon.is_some() || !status.spec.daemons);
-        let present = if node.present {
-            ""
-        } else {
-            ", its namespace is gone"
-        };
-        say(format!(
-            " {} {:12} {:36} {daemon}{present}",
-            paint.verdict(good),
-            node.name,
-            join(&node.public_ips)
-        ));
-        for pod in &node.pods {
-            let held = match pod.holder {
-                Some(pid) => format!("held by pid {pid}"),
-                None => "its holder is gone".to_owned(),
-            };
-            let place = format!("{}/{}", node.name, pod.name);
-            say(format!(
-                " {} {place:12} {:36} {held}",
-                paint.verdict(pod.holder.is_some()),
-                join(&pod.ips)
-            ));
-        }
-    }
-    Ok(exit)
-}
-
-fn join(ips: &[std::net::IpAddr]) -> String {
-    let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
-    ips.join(" ")
-}
-
-/// Becomes the command, inside the place: so its signals, its terminal and its exit code are its own.
-fn sh(name: &str, place: &str, command: &[String]) -> Result<Exit> {
-    let exe = exe()?;
-    let lab = Lab::load(name, &exe)?;
-    let namespace = lab.place(place)?;
-    let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
-    let (program, arguments) = match command.split_first() {
-        Some((program, arguments)) => (program.clone(), arguments),
-        None => {
-            eprintln!("overlayd: a shell in {place} of lab {name:?}; `exit` leaves it");
-            (shell, &[][..])
-        }
-    };
-    let node = place.split('/').next().unwrap_or(place);
-    let number = lab.nodes().iter().find(|n| n.name == node);
-    let files = number.map(|n| (lab.socket(n.number), lab.config(n.number)));
-    // Replacing the process ends all its threads but the one that does it, which is inside.
-    let error = namespace.run(|| {
-        let mut command = std::process::Command::new(&program);
-        command.args(arguments).env("PATH", path_with(&exe));
-        // Debian's and Ubuntu's shells show it in the prompt.
-        command.env("debian_chroot", place);
-        match files {
-            Some((socket, config)) => command
-                .env("OVERLAYD_SOCKET", socket)
-                .env("OVERLAYD_CONFIG", config),
-            None => command
-                .env_remove("OVERLAYD_SOCKET")
-                .env_remove("OVERLAYD_CONFIG"),
-        };
-        command.exec()
-    })?;
-    let missing = error.kind() == std::io::ErrorKind::NotFound;
-    complain(&anyhow::Error::new(error).context(format!("cannot run {program}")));
-    if missing {
-        // As shells do, so that it is not taken for the command's own exit code.
-        std::process::exit(NOT_FOUND.into());
-    }
-    Ok(Exit::Error)
-}
-
-/// $PATH, with this overlayd's own directory first: inside a lab its commands are those of the one that built it.
-fn path_with(exe: &Path) -> std::ffi::OsString {
-    let old = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    let own = exe.parent().map(Path::to_owned);
-    // A directory with a colon in its name cannot be told apart: then the old value has to do.
-    std::env::join_paths(own.into_iter().chain(std::env::split_paths(&old))).unwrap_or(old)
-}
-
-fn down(name: &str) -> Result<Exit> {
-    let start = Instant::now();
-    // Known only while the namespaces are there to compare with.
-    let guests = topology::guests(name).unwrap_or_default();
-    if Lab::down(name)? {
-        for guest in guests.iter().filter(|guest| guest.still_runs()) {
-            eprintln!(
-                "pid {} ({}) still runs in {}: it keeps that namespace alive until it ends",
-                guest.pid, guest.command, guest.place
-            );
-        }
-        eprintln!(
-            "lab {name:?} is gone, after {:.2} s",
-            start.elapsed().as_secs_f64()
-        );
-    } else {
-        eprintln!("there is no lab {name:?}: nothing to do");
-    }
-    Ok(Exit::Ok)
 }
 
 fn shape_of(spec: &Spec) -> String {
@@ -533,61 +391,4 @@ fn on_signal() -> Result<Cancel> {
             });
         })?;
     Ok(cancel)
-}
-
-/// Colours, where someone sees them.
-#[derive(Clone, Copy)]
-struct Paint {
-    terminal: bool,
-    colour: bool,
-}
-
-impl Paint {
-    fn stdout() -> Self {
-        Self::on(std::io::stdout().is_terminal())
-    }
-
-    fn stderr() -> Self {
-        Self::on(std::io::stderr().is_terminal())
-    }
-
-    fn on(terminal: bool) -> Self {
-        // https://no-color.org: set to anything but nothing.
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self {
-            terminal,
-            colour: terminal && !refused,
-        }
-    }
-
-    fn bold(self, text: &str) -> String {
-        self.paint("1", text)
-    }
-
-    fn dim(self, text: &str) -> String {
-        self.paint("2", text)
-    }
-
-    fn verdict(self, passed: bool) -> String {
-        if passed {
-            self.paint("32", "✓")
-        } else {
-            self.paint("31;1", "✗")
-        }
-    }
-
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.colour && !text.is_empty() {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
-    }
-
-    /// A line that the next one overwrites; only where that works.
-    fn pending(self, text: &str) {
-        if self.terminal && std::io::stdout().is_terminal() {
-            eprint!("\r\x1b[K{}", self.dim(text));
-        }
-    }
 }

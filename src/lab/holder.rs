@@ -1,4 +1,4 @@
-//! A lab's processes: the holders of the pods' namespaces, and the daemons.
+//! A lab's processes: the holders of the pods' namespaces, the containers in them, and the daemons.
 //!
 //! A pod's namespace has no name; it lives as long as a process in it does, the holder, as a pod of Kubernetes lives by
 //! its pause container.
@@ -59,8 +59,16 @@ pub(super) fn marked(program: &Path, lab: &str, place: &str) -> Command {
 pub struct Process {
     /// Its process id.
     pub pid: u32,
-    /// Its place: `node1` is the daemon there, `node1/pod2` the holder of that pod.
+    /// Its place: `node1` is the daemon there, `node1/pod2` the holder of that pod, `node1/pod2/web` a container in it.
     pub place: String,
+}
+
+impl Process {
+    /// The pod that it is in (`node1/pod2`), or its place if it is in none.
+    pub fn pod(&self) -> &str {
+        let second = self.place.match_indices('/').nth(1);
+        second.map_or(&self.place, |(end, _)| &self.place[..end])
+    }
 }
 
 /// The lab's processes that run now.

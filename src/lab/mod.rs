@@ -14,12 +14,18 @@
 //!
 //! - [`topology`]: what a lab consists of, how it is built and taken down
 //! - [`holder`]: the process that holds a pod's namespace, and how a lab's processes are known
+//! - [`container`]: what runs in a pod beside it
 //! - [`state`]: what stands on disk, written before anything is made
+//! - [`graph`]: a topology as a picture, with ways of packets through it
+//! - [`scenario`]: labs with something wrong in them, and their grades
 //! - [`traffic`]: probes and generators that work in any namespace
 //! - [`demo`]: the story that `overlayd lab demo` tells
 
+pub mod container;
 pub mod demo;
+pub mod graph;
 pub mod holder;
+pub mod scenario;
 pub mod state;
 pub mod topology;
 pub mod traffic;

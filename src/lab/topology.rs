@@ -5,6 +5,7 @@
 
 mod guests;
 mod plan;
+mod stage;
 mod status;
 mod wire;
 
@@ -21,8 +22,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::{sys::signal::Signal, unistd::Uid};
 
 pub use guests::{Guest, guests};
-pub use plan::{Backend, DEFAULT_NAME, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Spec, Underlay};
-pub use status::{NodeStatus, PodStatus, Status, status};
+pub use plan::{
+    Backend, DEFAULT_NAME, INTRUDER, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Scenario, Spec,
+    Underlay,
+};
+pub use stage::{Stage, commands, removal};
+pub use status::{ContainerStatus, NodeStatus, PodStatus, Status, status};
 
 use super::{
     holder,
@@ -30,6 +35,7 @@ use super::{
 };
 use crate::{kernel::NetNs, observe::client};
 use wire::Wire;
+pub(in crate::lab) use wire::on_runtime;
 
 /// How long a daemon may take until it answers.
 const READY: Duration = Duration::from_secs(5);
@@ -44,6 +50,8 @@ pub struct Interrupted;
 
 /// Is asked before every step of building whether to stop.
 pub type Cancel<'a> = &'a (dyn Fn() -> bool + Sync);
+
+type Stop<'a> = &'a (dyn Fn() -> Result<(), Interrupted> + Sync);
 
 /// A lab that is up.
 ///
@@ -108,7 +116,7 @@ impl Pod {
         &self.namespace
     }
 
-    /// The process that holds it.
+    /// The process that holds it; or one of its containers, if that is gone.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -164,41 +172,71 @@ impl Lab {
         built.map(|()| lab)
     }
 
-    fn build(&mut self, stop: &(dyn Fn() -> Result<(), Interrupted> + Sync)) -> Result<()> {
-        stop()?;
-        let (nodes, children) = (&mut self.nodes, &mut self.children);
-        let (spec, exe) = (&self.spec, self.exe.as_path());
-        on_runtime(|| async move {
-            let wire = Wire::underlay(spec, exe).await?;
-            for plan in spec.node_plans() {
-                stop()?;
-                let (mut node, netlink) = wire.node(plan).await?;
-                for plan in node.plan.pods.clone() {
-                    stop()?;
-                    let built = wire.pod(&node, &netlink, &plan).await;
-                    let (pod, child) =
-                        built.with_context(|| format!("cannot build {}", plan.place))?;
-                    children.push(child);
-                    node.pods.push(pod);
-                }
-                nodes.push(node);
-            }
-            anyhow::Ok(())
-        })?;
+    fn build(&mut self, stop: Stop<'_>) -> Result<()> {
+        let stages: Vec<_> = Stage::ALL
+            .into_iter()
+            .filter(|stage| *stage <= self.spec.stage)
+            .collect();
+        self.wire(&stages, stop)?;
         stop()?;
         self.write_files()?;
-        if self.spec.daemons {
-            let mut started = Vec::new();
-            for number in 1..=self.spec.nodes {
+        self.start_daemons(stop)
+    }
+
+    /// Takes the steps of these stages.
+    fn wire(&mut self, stages: &[Stage], stop: Stop<'_>) -> Result<()> {
+        let there = std::mem::take(&mut self.nodes);
+        let (spec, exe, children) = (&self.spec, self.exe.as_path(), &mut self.children);
+        self.nodes = on_runtime(|| async move {
+            let mut wire = Wire::new(spec, exe, children);
+            for node in &there {
+                wire.resume(node)?;
+            }
+            for step in stages.iter().flat_map(|stage| stage::steps(spec, *stage)) {
                 stop()?;
-                started.push((number, self.spawn_daemon(number)?));
+                wire.take(&step).await?;
             }
-            for (number, pid) in started {
-                self.wait_for_daemon(number, pid, stop)?;
-            }
-        }
-        stop()?;
+            let plans = spec.node_plans().into_iter();
+            plans.map(|plan| wire.node(plan)).collect::<Result<_>>()
+        })?;
         Ok(())
+    }
+
+    fn start_daemons(&mut self, stop: Stop<'_>) -> Result<()> {
+        if !self.spec.runs_daemons() {
+            return Ok(());
+        }
+        let mut started = Vec::new();
+        for number in 1..=self.spec.nodes {
+            stop()?;
+            started.push((number, self.spawn_daemon(number)?));
+        }
+        for (number, pid) in started {
+            self.wait_for_daemon(number, pid, stop)?;
+        }
+        Ok(stop()?)
+    }
+
+    /// Builds the next stage of a lab that was not built to the last.
+    ///
+    /// # Errors
+    /// When there is none, or a step fails: then the lab is not whole, and can only be taken down.
+    pub fn advance(&mut self, cancel: Cancel<'_>) -> Result<Stage> {
+        let stop = || if cancel() { Err(Interrupted) } else { Ok(()) };
+        let Some(next) = self.spec.stage.next() else {
+            bail!(
+                "lab {:?} is built to its last stage already",
+                self.spec.name
+            );
+        };
+        let locked = Locked::open(&self.spec.name)?;
+        let locked = locked.with_context(|| format!("lab {:?} is gone", self.spec.name))?;
+        self.spec.stage = next;
+        locked.write(&self.spec, false)?;
+        self.wire(&[next], &stop)?;
+        self.start_daemons(&stop)?;
+        locked.write(&self.spec, true)?;
+        Ok(next)
     }
 
     fn write_files(&self) -> Result<()> {
@@ -221,6 +259,22 @@ impl Lab {
     pub fn start_daemon(&mut self, number: u8) -> Result<()> {
         let pid = self.spawn_daemon(number)?;
         self.wait_for_daemon(number, pid, &|| Ok(()))
+    }
+
+    /// Starts a process of the lab's at a place ("intruder"), `overlayd lab` with these arguments. It ends with the lab.
+    ///
+    /// # Errors
+    /// When there is no such place, or the process cannot be started.
+    pub(in crate::lab) fn start_helper(&mut self, place: &str, arguments: &[&str]) -> Result<()> {
+        let mut command = holder::marked(&self.exe, &self.spec.name, place);
+        command
+            .arg("lab")
+            .args(arguments)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        let child = self.place(place)?.spawn(command)?;
+        self.children.push(child);
+        Ok(())
     }
 
     /// Stops overlayd on a node with SIGTERM and waits until it is gone. `Ok(false)`: none was running.
@@ -268,12 +322,7 @@ impl Lab {
     }
 
     /// Ready means: it answers over its control socket, which it does once it forwards.
-    fn wait_for_daemon(
-        &mut self,
-        number: u8,
-        pid: u32,
-        stop: &dyn Fn() -> Result<(), Interrupted>,
-    ) -> Result<()> {
+    fn wait_for_daemon(&mut self, number: u8, pid: u32, stop: Stop<'_>) -> Result<()> {
         let place = self.node(number)?.name.clone();
         let log = self.log(number);
         let complain = |what: &str| {
@@ -319,9 +368,12 @@ impl Lab {
             let namespace = NetNs::open(&plan.namespace)?;
             let mut pods = Vec::new();
             for plan in &plan.pods {
+                // The holder, or whoever is left of its containers: each keeps the namespace.
+                let mut inside = processes.iter().filter(|p| p.pod() == plan.place);
                 let holder = processes.iter().find(|p| p.place == plan.place);
                 let pid = holder
-                    .with_context(|| format!("the holder of {} is gone", plan.place))?
+                    .or_else(|| inside.next())
+                    .with_context(|| format!("all processes of {} are gone", plan.place))?
                     .pid;
                 pods.push(Pod {
                     plan: plan.clone(),
@@ -414,6 +466,9 @@ impl Lab {
     pub fn place(&self, place: &str) -> Result<NetNs> {
         if place == "underlay" {
             return Ok(NetNs::open(self.spec.underlay_namespace())?);
+        }
+        if place == "intruder" && self.spec.scenario == Some(Scenario::Spoof) {
+            return Ok(NetNs::open(self.spec.intruder_namespace())?);
         }
         let nodes = self.nodes.iter();
         let pods = self.nodes.iter().flat_map(|node| &node.pods);
@@ -532,22 +587,4 @@ fn tail(log: &Path) -> io::Result<String> {
     let text = fs::read_to_string(log)?;
     let lines: Vec<&str> = text.lines().collect();
     Ok(lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n"))
-}
-
-/// Runs async work to its end on a thread with a runtime of its own, so that callers may have one themselves.
-fn on_runtime<T: Send, F: Future<Output = Result<T>>>(
-    work: impl FnOnce() -> F + Send,
-) -> Result<T> {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(work())
-        });
-        match thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
 }

@@ -51,7 +51,7 @@ pub fn guests(name: &str) -> Result<Vec<Guest>> {
     }
     for process in own.iter().filter(|process| process.place.contains('/')) {
         if let Ok(id) = namespace_of(process.pid) {
-            places.insert(id, process.place.clone());
+            places.insert(id, process.pod().to_owned());
         }
     }
     // A holder that died in the midst of its start may still have been in ours.

@@ -11,12 +11,17 @@ use encap::{Encapsulation, Family, RawUdp, Vxlan};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::stage::Stage;
+
 /// The name of a lab that was given none.
 pub const DEFAULT_NAME: &str = "lab";
 /// The overlay network's IPv4 prefix.
 pub const NETWORK: &str = "10.244.0.0/16";
 /// The overlay network's IPv6 prefix.
 pub const IPV6_NETWORK: &str = "fd00:10:244::/48";
+
+/// The address of the stranger on the underlay ([`Scenario::Spoof`]): a node's number never is so high.
+pub const INTRUDER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
 
 /// The most nodes a lab can have: the node's number is the third byte of its subnet.
 const MAX_NODES: u8 = 250;
@@ -36,6 +41,14 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// The UDP port that its daemons use, there being no other in their configuration.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Udp => 8285,
+            Self::Vxlan => 8472,
+        }
+    }
+
     /// What an outer packet is larger than its inner one, in bytes.
     pub fn overhead(self, outer: Family) -> u16 {
         match self {
@@ -78,6 +91,18 @@ pub enum Underlay {
     Dual,
 }
 
+/// What is wrong with a lab on purpose, for a class to find out ([`crate::lab::scenario`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// ping works, a download hangs
+    Mtu,
+    /// one node's pods cannot be reached
+    NoLease,
+    /// a pod hears from another one that has said nothing
+    Spoof,
+}
+
 /// What a lab consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -97,6 +122,12 @@ pub struct Spec {
     pub mtu: u16,
     /// overlayd is started on every node. Otherwise only its configuration is written.
     pub daemons: bool,
+    /// How far it is built. Before the last stage no overlayd is started.
+    #[serde(default)]
+    pub stage: Stage,
+    /// What is wrong with it on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<Scenario>,
     /// Further configuration, in TOML, appended to each node's: sections that are not there yet.
     pub config: String,
 }
@@ -112,6 +143,8 @@ impl Default for Spec {
             underlay: Underlay::Dual,
             mtu: 1500,
             daemons: true,
+            stage: Stage::Overlay,
+            scenario: None,
             config: String::new(),
         }
     }
@@ -131,6 +164,13 @@ impl Spec {
             bail!(
                 "a node of a lab has at most {MAX_PODS} pods, not {}",
                 self.pods
+            );
+        }
+        if self.scenario.is_some()
+            && (self.has_ipv6() || !self.runs_daemons() || self.nodes < 2 || self.pods < 1)
+        {
+            bail!(
+                "a scenario is played over IPv4 alone, by 2 nodes or more with a pod or more each, in a lab built to its last stage"
             );
         }
         // Inside, IPv6 needs 1280 bytes (RFC 8200 section 5), IPv4 68 (RFC 791 section 3.2); so does the underlay.
@@ -171,6 +211,21 @@ impl Spec {
         format!("{}-underlay", self.name)
     }
 
+    /// The name of the namespace of a stranger on the underlay ([`Scenario::Spoof`]).
+    pub fn intruder_namespace(&self) -> String {
+        format!("{}-intruder", self.name)
+    }
+
+    /// Some of its addresses are of IPv6.
+    pub fn has_ipv6(&self) -> bool {
+        self.ipv6 || self.underlay != Underlay::V4
+    }
+
+    /// overlayd runs on every node, once the lab is built.
+    pub fn runs_daemons(&self) -> bool {
+        self.daemons && self.stage == Stage::Overlay
+    }
+
     /// The plans of all nodes.
     pub fn node_plans(&self) -> Vec<NodePlan> {
         (1..=self.nodes)
@@ -181,8 +236,10 @@ impl Spec {
     /// The names of all namespaces of the lab that have one.
     pub fn namespaces(&self) -> Vec<String> {
         let nodes = self.node_plans().into_iter().map(|node| node.namespace);
+        let intruder = (self.scenario == Some(Scenario::Spoof)).then(|| self.intruder_namespace());
         std::iter::once(self.underlay_namespace())
             .chain(nodes)
+            .chain(intruder)
             .collect()
     }
 }
@@ -195,6 +252,7 @@ pub(super) fn namespaces_of(lab: &str, mut names: Vec<String>) -> Vec<String> {
             .and_then(|rest| rest.strip_prefix('-'));
         own.is_some_and(|own| {
             own == "underlay"
+                || own == "intruder"
                 || own
                     .strip_prefix("node")
                     .is_some_and(|n| n.parse::<u8>().is_ok())
@@ -444,6 +502,7 @@ mod tests {
             let none: [(std::ffi::OsString, std::ffi::OsString); 0] = [];
             let config = Config::load(Some(&path), &Default::default(), none).unwrap();
             assert_eq!(config.backend.name(), backend.to_string());
+            assert_eq!(config.backend.port(), backend.port());
             assert_eq!(config.network.v4.unwrap().to_string(), NETWORK);
             assert_eq!(config.network.v6.is_some(), ipv6);
             assert_eq!(config.node.name, "node2");

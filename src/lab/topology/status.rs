@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     kernel::NetNs,
-    lab::{holder, state},
+    lab::{container::Container, holder, state},
 };
 
 /// How a lab is.
@@ -60,14 +60,32 @@ pub struct PodStatus {
     pub ips: Vec<IpAddr>,
     /// The process id of its holder, if it runs.
     pub holder: Option<u32>,
+    /// Its containers.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// How a container of a pod is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ContainerStatus {
+    /// `web`
+    pub name: String,
+    /// Its process id, if it runs.
+    pub pid: Option<u32>,
+}
+
+impl PodStatus {
+    /// All its processes run.
+    pub fn is_whole(&self) -> bool {
+        self.holder.is_some() && self.containers.iter().all(|c| c.pid.is_some())
+    }
 }
 
 impl Status {
     /// Everything that should run does.
     pub fn is_whole(&self) -> bool {
-        let daemon = |node: &NodeStatus| !self.spec.daemons || node.daemon.is_some();
+        let daemon = |node: &NodeStatus| !self.spec.runs_daemons() || node.daemon.is_some();
         let node = |node: &NodeStatus| {
-            node.present && daemon(node) && node.pods.iter().all(|p| p.holder.is_some())
+            node.present && daemon(node) && node.pods.iter().all(PodStatus::is_whole)
         };
         self.complete && self.nodes.iter().all(node)
     }
@@ -90,6 +108,13 @@ pub fn status(name: &str) -> Result<Status> {
             .flatten()
             .collect(),
         holder: pid(&plan.place),
+        containers: Container::ALL
+            .into_iter()
+            .map(|container| ContainerStatus {
+                pid: pid(&format!("{}/{container}", plan.place)),
+                name: container.to_string(),
+            })
+            .collect(),
     };
     let node = |plan: NodePlan| NodeStatus {
         present: namespaces.contains(&plan.namespace),

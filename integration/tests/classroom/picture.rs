@@ -1,0 +1,67 @@
+//! `overlayd lab graph` draws what the kernels say, not what was planned.
+
+use super::{Class, text};
+
+#[test]
+fn the_picture_is_of_the_lab_as_it_stands() {
+    let class = Class::up("graph", &["--nodes", "2", "--pods", "1"]);
+    let draw = || {
+        let done = class.lab("graph", &["--svg", "-"]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        text(&done.stdout).to_owned()
+    };
+    let before = draw();
+    for part in [
+        ">node2<",
+        ">10.99.0.2/24<",
+        ">fd00:10:244:2::2/64<",
+        ">10.244.0.0/16 → overlay0<",
+        ">fd00:10:244::/48 → overlay0 mtu 1430<",
+        ">10.244.1.0/24 at 10.99.0.1<",
+        ">veth-pod1<",
+    ] {
+        assert!(before.contains(part), "{part} is not in {before}");
+    }
+    assert!(!before.contains(">off<"));
+
+    class.run(
+        "node1/pod1",
+        "ip link set eth0 mtu 1400; ip addr add 10.244.1.77/24 dev eth0",
+    );
+    class.run(
+        "node2",
+        "ip link set veth-pod1 nomaster; ip link set veth-pod1 down",
+    );
+    let after = draw();
+    assert!(after.contains(">MTU 1400<") && after.contains(">10.244.1.77/24<"));
+    assert!(after.contains(">off<"), "{after}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lab.svg");
+    let done = class.lab("graph", &["--svg", file.to_str().unwrap()]);
+    assert!(done.status.success() && done.stdout.is_empty());
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap().trim_end(),
+        after.trim_end()
+    );
+    let nowhere = dir.path().join("no/such.svg");
+    let done = class.lab("graph", &["--svg", nowhere.to_str().unwrap()]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        text(&done.stderr).contains("cannot write"),
+        "{}",
+        text(&done.stderr)
+    );
+}
+
+#[test]
+fn a_lab_in_the_making_is_drawn_as_far_as_it_is() {
+    let class = Class::up(
+        "making",
+        &["--nodes", "1", "--pods", "2", "--stage", "veth"],
+    );
+    let done = class.lab("graph", &["--svg", "-"]);
+    let svg = text(&done.stdout);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert!(svg.contains(">pod2 eth0<") && !svg.contains(">cni0<") && !svg.contains(">overlay0<"));
+}
