@@ -10,6 +10,7 @@
 
 mod address;
 pub mod device;
+pub mod hooks;
 pub mod host;
 mod link;
 mod neighbour;
@@ -27,6 +28,7 @@ use rtnetlink::Handle;
 pub use address::Address;
 pub use encap::Family;
 pub use link::{Link, VxlanInfo, VxlanSpec};
+pub use neighbour::{BridgeEntry, Neighbour};
 pub use netns::NetNs;
 pub use route::{ROUTE_PROTOCOL, Route, RouteSpec};
 

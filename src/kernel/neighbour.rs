@@ -2,11 +2,74 @@
 
 use std::net::IpAddr;
 
-use rtnetlink::packet_route::neighbour::NeighbourFlags;
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::{
+    AddressFamily,
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
+};
 
 use super::{Error, Netlink, Result};
 
+/// An entry of the neighbour table: who is at an IP address of a link (ARP, neighbour discovery).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The link.
+    pub ifindex: u32,
+    /// The neighbour's IP address.
+    pub ip: IpAddr,
+    /// Its Ethernet address; `None` while it is not known.
+    pub mac: Option<[u8; 6]>,
+    /// It was asked for and nobody answered.
+    pub failed: bool,
+}
+
+/// An entry of a bridge's forwarding table: behind which port an Ethernet address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeEntry {
+    /// The port, or the bridge itself.
+    pub port: u32,
+    /// The bridge.
+    pub bridge: u32,
+    /// The Ethernet address.
+    pub mac: [u8; 6],
+    /// The address is the port's own (`permanent` in bridge(8)): frames for it go up to this host.
+    pub local: bool,
+}
+
 impl Netlink {
+    /// The neighbour tables of all links, both families, as `ip neighbour` lists them.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>> {
+        let all = self.neighbour_dump(AddressFamily::Unspec, "list neighbours");
+        Ok(all.await?.iter().filter_map(Neighbour::from).collect())
+    }
+
+    /// The forwarding tables of all bridges, as `bridge fdb` lists them.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn bridge_entries(&self) -> Result<Vec<BridgeEntry>> {
+        let all = self.neighbour_dump(AddressFamily::Bridge, "list bridge entries");
+        Ok(all.await?.iter().filter_map(BridgeEntry::from).collect())
+    }
+
+    async fn neighbour_dump(
+        &self,
+        family: AddressFamily,
+        attempt: &str,
+    ) -> Result<Vec<NeighbourMessage>> {
+        let question = self.handle.neighbours().get().set_address_family(family);
+        question
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::netlink(attempt, e))
+    }
+
     /// Sets a permanent neighbour: `ip` on that link is at `mac`. An entry that is there is replaced.
     ///
     /// # Errors
@@ -50,4 +113,42 @@ impl Netlink {
             }
         }
     }
+}
+
+impl Neighbour {
+    fn from(message: &NeighbourMessage) -> Option<Self> {
+        let ip = message.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+            _ => None,
+        });
+        Some(Self {
+            ifindex: message.header.ifindex,
+            ip: ip?,
+            mac: link_layer_address(message),
+            failed: message.header.state == NeighbourState::Failed,
+        })
+    }
+}
+
+impl BridgeEntry {
+    fn from(message: &NeighbourMessage) -> Option<Self> {
+        let bridge = message.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
+        Some(Self {
+            port: message.header.ifindex,
+            bridge: bridge?,
+            mac: link_layer_address(message)?,
+            local: message.header.state == NeighbourState::Permanent,
+        })
+    }
+}
+
+fn link_layer_address(message: &NeighbourMessage) -> Option<[u8; 6]> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    })
 }
