@@ -1,5 +1,7 @@
 //! `overlayd lab`: a multi-node overlay on this machine.
 
+mod graph;
+
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -57,6 +59,14 @@ enum LabCommand {
         /// Print it as JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Draw a lab as it stands: nodes, pods, bridges, TUN devices, addresses, MTUs, routes, leases
+    Graph {
+        #[command(flatten)]
+        name: Name,
+        /// Where the picture goes (SVG; `-` is stdout)
+        #[arg(long, value_name = "FILE")]
+        svg: PathBuf,
     },
     /// Run a command inside a node or a pod
     #[command(
@@ -173,6 +183,7 @@ pub(super) fn main(args: LabArgs) -> Exit {
             unless_interrupted(run_demo(spec.clone(), json), &spec)
         }
         LabCommand::Status { name, json } => status(&name.name, json),
+        LabCommand::Graph { name, svg } => graph::main(&name.name, &svg),
         LabCommand::Sh {
             name,
             place,

@@ -15,10 +15,12 @@
 //! - [`topology`]: what a lab consists of, how it is built and taken down
 //! - [`holder`]: the process that holds a pod's namespace, and how a lab's processes are known
 //! - [`state`]: what stands on disk, written before anything is made
+//! - [`graph`]: a topology as a picture, with ways of packets through it
 //! - [`traffic`]: probes and generators that work in any namespace
 //! - [`demo`]: the story that `overlayd lab demo` tells
 
 pub mod demo;
+pub mod graph;
 pub mod holder;
 pub mod state;
 pub mod topology;

@@ -535,7 +535,7 @@ fn tail(log: &Path) -> io::Result<String> {
 }
 
 /// Runs async work to its end on a thread with a runtime of its own, so that callers may have one themselves.
-fn on_runtime<T: Send, F: Future<Output = Result<T>>>(
+pub(in crate::lab) fn on_runtime<T: Send, F: Future<Output = Result<T>>>(
     work: impl FnOnce() -> F + Send,
 ) -> Result<T> {
     thread::scope(|scope| {

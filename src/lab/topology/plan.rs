@@ -36,6 +36,14 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// The UDP port that its daemons use, there being no other in their configuration.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Udp => 8285,
+            Self::Vxlan => 8472,
+        }
+    }
+
     /// What an outer packet is larger than its inner one, in bytes.
     pub fn overhead(self, outer: Family) -> u16 {
         match self {
@@ -444,6 +452,7 @@ mod tests {
             let none: [(std::ffi::OsString, std::ffi::OsString); 0] = [];
             let config = Config::load(Some(&path), &Default::default(), none).unwrap();
             assert_eq!(config.backend.name(), backend.to_string());
+            assert_eq!(config.backend.port(), backend.port());
             assert_eq!(config.network.v4.unwrap().to_string(), NETWORK);
             assert_eq!(config.network.v6.is_some(), ipv6);
             assert_eq!(config.node.name, "node2");

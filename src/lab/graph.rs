@@ -1,0 +1,351 @@
+//! A topology as a picture: nodes, pods, bridges, TUN devices and the underlay, with addresses and MTUs, and ways of
+//! packets through it.
+//!
+//! A node is drawn as the stack that a packet climbs, so that a way is a line that goes up on one node and down on
+//! another:
+//!
+//! ```text
+//!  ════╤═══════════════ underlay ═══
+//!   ┌──┴─────── node1 ───┐
+//!   │ eth0               │
+//!   │  ┊ UDP socket      │
+//!   │ overlayd           │    leases
+//!   │  ┊ read, write     │
+//!   │ overlay0           │    TUN
+//!   │  │                 │
+//!   │ kernel             │    routes
+//!   │  │                 │
+//!   │ cni0               │    bridge
+//!   │  ├─ veth ─[ pod1 ] │
+//!   │  └─ veth ─[ pod2 ] │
+//!   └────────────────────┘
+//! ```
+//!
+//! What is to be drawn is a [`Topology`]: [`Topology::planned`] of a lab that need not exist, [`Topology::seen`] of one
+//! that runs, or one put together by hand. A [`Picture`] adds [`Way`]s and notes and makes an SVG of it all, readable
+//! without colours.
+
+mod layout;
+mod seen;
+mod svg;
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::topology::{IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Spec};
+
+/// Something with a name and properties: a device, a program, a kernel's routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// `eth0`
+    pub name: String,
+    /// What it is, in a word or two: `bridge`.
+    pub kind: String,
+    /// Its MTU, in bytes.
+    pub mtu: Option<u32>,
+    /// Its properties, one per line: addresses, mostly.
+    pub lines: Vec<String>,
+    /// It is switched on, or runs. What does not is drawn dashed, and says so.
+    pub on: bool,
+}
+
+/// What is to be drawn.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// The headline.
+    pub title: String,
+    /// What the nodes are connected by.
+    pub underlay: Part,
+    /// The nodes, in the order of their places.
+    pub nodes: Vec<Node>,
+}
+
+/// A node. What it does not have is not drawn.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// By what number a [`Point`] calls it.
+    pub number: u8,
+    /// `node1`
+    pub name: String,
+    /// Its interface on the underlay.
+    pub eth: Option<Part>,
+    /// The daemon; its lines are what it knows: leases of peers.
+    pub daemon: Option<Part>,
+    /// The daemon's device.
+    pub tun: Option<Part>,
+    /// The kernel; its lines are routes.
+    pub kernel: Option<Part>,
+    /// The bridge of its pods.
+    pub bridge: Option<Part>,
+    /// Its pods.
+    pub pods: Vec<Pod>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// By what number a [`Point`] calls it; on each node anew.
+    pub number: u8,
+    /// `pod1`
+    pub name: String,
+    /// Its interface.
+    pub eth: Option<Part>,
+    /// The node's end of its cable.
+    pub veth: Option<Part>,
+    /// That end is a port of the node's bridge.
+    pub plugged: bool,
+}
+
+/// A place in the picture that a packet can be at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// A pod, at its own end of its cable.
+    Pod {
+        /// The node it is on.
+        node: u8,
+        /// The pod there.
+        pod: u8,
+    },
+    /// The node's end of a pod's cable.
+    Veth {
+        /// The node.
+        node: u8,
+        /// The pod that it leads to.
+        pod: u8,
+    },
+    /// A node's bridge.
+    Bridge {
+        /// The node.
+        node: u8,
+    },
+    /// A node's kernel: routing, netfilter.
+    Kernel {
+        /// The node.
+        node: u8,
+    },
+    /// A node's TUN device.
+    Tun {
+        /// The node.
+        node: u8,
+    },
+    /// A node's daemon.
+    Daemon {
+        /// The node.
+        node: u8,
+    },
+    /// A node's interface on the underlay.
+    Eth {
+        /// The node.
+        node: u8,
+    },
+    /// The underlay, between two nodes.
+    Underlay,
+}
+
+/// How a mark looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Full: the packet was seen there.
+    Seen,
+    /// Hollow: it follows from tables.
+    Derived,
+    /// Crossed out: this is where it was lost.
+    Lost,
+}
+
+/// A number on a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Where.
+    pub at: Point,
+    /// What is printed: the number of a row of an explanation. Marks of one way at one point are joined: `3-5`.
+    pub number: u16,
+    /// How.
+    pub look: Look,
+}
+
+/// A way through a topology.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The points it goes through. Those in between that go without saying can be left out, except of the underlay;
+    /// points that the topology does not have are passed over.
+    pub points: Vec<Point>,
+    /// Numbers to set on it.
+    pub marks: Vec<Mark>,
+}
+
+/// A topology with ways through it.
+///
+/// `to_string` makes the SVG.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// What stands there.
+    pub topology: Topology,
+    /// The way there, and the way back: two have lines of their own, solid and dashed. Further ones lie on these.
+    pub ways: Vec<Way>,
+    /// Lines to stand below: what the numbers mean.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Display for Picture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        svg::write(self, f)
+    }
+}
+
+impl Point {
+    /// The node it is on.
+    pub fn node(self) -> Option<u8> {
+        match self {
+            Self::Pod { node, .. }
+            | Self::Veth { node, .. }
+            | Self::Bridge { node }
+            | Self::Kernel { node }
+            | Self::Tun { node }
+            | Self::Daemon { node }
+            | Self::Eth { node } => Some(node),
+            Self::Underlay => None,
+        }
+    }
+}
+
+impl Part {
+    /// A part that is switched on.
+    pub fn new(name: impl Into<String>, kind: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            kind: kind.into(),
+            on: true,
+            ..Self::default()
+        }
+    }
+
+    /// The same with an MTU, in bytes.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = Some(mtu);
+        self
+    }
+
+    /// The same with further lines.
+    #[must_use]
+    pub fn lines<T: fmt::Display>(mut self, lines: impl IntoIterator<Item = T>) -> Self {
+        self.lines
+            .extend(lines.into_iter().map(|line| line.to_string()));
+        self
+    }
+}
+
+impl Topology {
+    /// What a lab of this kind will look like.
+    pub fn planned(spec: &Spec) -> Self {
+        let plans = spec.node_plans();
+        Self {
+            title: title(spec),
+            underlay: Part::new("underlay0", "bridge, the underlay").mtu(spec.mtu.into()),
+            nodes: plans.iter().map(|plan| node(spec, plan, &plans)).collect(),
+        }
+    }
+}
+
+fn title(spec: &Spec) -> String {
+    format!(
+        "lab {}: {} over UDP port {}",
+        spec.name,
+        spec.backend,
+        spec.backend.port()
+    )
+}
+
+/// Those of the addresses that there are, with their prefix lengths.
+fn both(v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> impl Iterator<Item = String> {
+    let v4 = v4.map(|(ip, len)| format!("{ip}/{len}"));
+    v4.into_iter()
+        .chain(v6.map(|(ip, len)| format!("{ip}/{len}")))
+}
+
+fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
+    let mtu = u32::from(spec.overlay_mtu());
+    let others = all.iter().filter(|other| other.number != plan.number);
+    let mut routes = Vec::new();
+    if spec.daemons {
+        routes.push(route(NETWORK, "overlay0", None));
+        routes.extend(spec.ipv6.then(|| route(IPV6_NETWORK, "overlay0", None)));
+    }
+    routes.push(route(plan.subnet, "cni0", None));
+    routes.extend(plan.ipv6_subnet.map(|net| route(net, "cni0", None)));
+    let public = both(
+        plan.public_ip.map(|ip| (ip, 24)),
+        plan.public_ipv6.map(|ip| (ip, 64)),
+    );
+    let base = both(
+        Some((plan.subnet.network(), 32)),
+        plan.ipv6_subnet.map(|net| (net.network(), 128)),
+    );
+    let gateway = both(
+        Some((plan.gateway, 24)),
+        plan.ipv6_gateway.map(|ip| (ip, 64)),
+    );
+    Node {
+        number: plan.number,
+        name: plan.name.clone(),
+        eth: Some(Part::new("eth0", "").mtu(spec.mtu.into()).lines(public)),
+        daemon: spec.daemons.then(|| {
+            Part::new("overlayd", "leases").lines(others.map(|other| {
+                lease(
+                    Some(other.subnet),
+                    other.ipv6_subnet,
+                    other.public_ip,
+                    other.public_ipv6,
+                )
+            }))
+        }),
+        tun: spec
+            .daemons
+            .then(|| Part::new("overlay0", "TUN").mtu(mtu).lines(base)),
+        kernel: Some(Part::new("kernel", "routes").lines(routes)),
+        bridge: Some(Part::new("cni0", "bridge").mtu(mtu).lines(gateway)),
+        pods: plan.pods.iter().map(|plan| pod(plan, mtu)).collect(),
+    }
+}
+
+fn pod(plan: &PodPlan, mtu: u32) -> Pod {
+    let ips = both(Some((plan.ip, 24)), plan.ipv6.map(|ip| (ip, 64)));
+    Pod {
+        number: plan.number,
+        name: plan.name.clone(),
+        eth: Some(Part::new("eth0", "").mtu(mtu).lines(ips)),
+        veth: Some(Part::new(&plan.veth, "").mtu(mtu)),
+        plugged: true,
+    }
+}
+
+/// A route as it stands in the kernel's box.
+fn route(to: impl fmt::Display, device: &str, mtu: Option<u32>) -> String {
+    let mtu = mtu.map_or(String::new(), |mtu| format!(" mtu {mtu}"));
+    format!("{to} → {device}{mtu}")
+}
+
+/// A lease as it stands in the daemon's box; of the second family only if there is no first.
+fn lease(
+    subnet: Option<Ipv4Net>,
+    ipv6_subnet: Option<Ipv6Net>,
+    public_ip: Option<Ipv4Addr>,
+    public_ipv6: Option<Ipv6Addr>,
+) -> String {
+    let subnet = subnet.map(IpNet::from).or(ipv6_subnet.map(IpNet::from));
+    let public = public_ip
+        .map(IpAddr::from)
+        .or(public_ipv6.map(IpAddr::from));
+    match (subnet, public) {
+        (Some(subnet), Some(public)) => format!("{subnet} at {public}"),
+        _ => "a lease without a subnet or an address".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,370 @@
+//! Where everything stands: boxes, and the lines that ways follow. All lengths are in the units of the SVG's viewBox,
+//! of which a page's width has about 1200.
+
+use super::{Node, Part, Picture, Pod, Point};
+
+/// Width of a node.
+const NODE: f64 = 384.0;
+/// Between nodes, and around the whole.
+pub(super) const GAP: f64 = 18.0;
+/// From a node's left edge to its boxes.
+const INSET: f64 = 12.0;
+/// From a node's right edge to its boxes: the cable that passes the daemon by runs there.
+const BYPASS: f64 = 30.0;
+/// Between the boxes of a node.
+const STEP: f64 = 26.0;
+/// From a pod's box to the line that it hangs on: the name of its cable stands there.
+const BRANCH: f64 = 78.0;
+const HEADLINE: f64 = 52.0;
+/// From the underlay to the nodes on it.
+const DROP: f64 = 34.0;
+const NODE_HEAD: f64 = 30.0;
+/// Of a line of text in a box.
+pub(super) const LINE: f64 = 15.0;
+const BOX_HEAD: f64 = 26.0;
+const BOX_FOOT: f64 = 6.0;
+/// Even a pod without addresses has room for two lines beside it.
+const POD_LEAST: f64 = 66.0;
+/// Between the lines of two ways.
+const LANE: f64 = 36.0;
+/// Between them where they run sideways to a pod.
+const POD_LANE: f64 = 22.0;
+/// The ways that have lines of their own.
+pub(super) const LANES: usize = 2;
+
+pub(super) type Spot = (f64, f64);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Frame {
+    pub x: f64,
+    pub y: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
+impl Frame {
+    pub(super) fn bottom(self) -> f64 {
+        self.y + self.height
+    }
+
+    pub(super) fn right(self) -> f64 {
+        self.x + self.width
+    }
+
+    pub(super) fn middle(self) -> f64 {
+        self.y + self.height / 2.0
+    }
+}
+
+/// A box and what is in it.
+pub(super) struct Placed<'a> {
+    pub part: &'a Part,
+    pub frame: Frame,
+    pub point: Point,
+}
+
+pub(super) struct PlacedPod<'a> {
+    pub pod: &'a Pod,
+    pub frame: Frame,
+}
+
+pub(super) struct PlacedNode<'a> {
+    pub node: &'a Node,
+    pub frame: Frame,
+    /// Of the underlay's line that it hangs on.
+    pub bus: f64,
+    /// From top to bottom.
+    pub boxes: Vec<Placed<'a>>,
+    pub pods: Vec<PlacedPod<'a>>,
+}
+
+/// All of a picture but the notes, placed.
+pub(super) struct Layout<'a> {
+    pub nodes: Vec<PlacedNode<'a>>,
+    pub width: f64,
+    /// Of what is placed.
+    pub height: f64,
+    /// The underlay's lines: one per row of nodes, at these heights.
+    pub buses: Vec<f64>,
+    lanes: usize,
+}
+
+pub(super) fn number(count: usize) -> f64 {
+    f64::from(u16::try_from(count).unwrap_or(u16::MAX))
+}
+
+impl<'a> Layout<'a> {
+    pub(super) fn of(picture: &'a Picture) -> Self {
+        let nodes = &picture.topology.nodes;
+        let across = match nodes.len() {
+            0..=3 => nodes.len().max(1),
+            4 => 2,
+            _ => 3,
+        };
+        let mut layout = Layout {
+            nodes: Vec::new(),
+            width: GAP + number(across) * (NODE + GAP),
+            height: HEADLINE,
+            buses: Vec::new(),
+            lanes: picture.ways.len().min(LANES),
+        };
+        for row in nodes.chunks(across) {
+            let bus = layout.height + 24.0;
+            let top = bus + DROP;
+            let mut bottom = top;
+            for (node, column) in row.iter().zip(0..) {
+                let x = GAP + number(column) * (NODE + GAP);
+                let placed = layout.node(node, x, top, bus);
+                bottom = bottom.max(placed.frame.bottom());
+                layout.nodes.push(placed);
+            }
+            // All of a row are of the same height, whatever their pods.
+            let from = layout.nodes.len() - row.len();
+            for placed in &mut layout.nodes[from..] {
+                placed.frame.height = bottom - top;
+            }
+            layout.buses.push(bus);
+            layout.height = bottom + GAP;
+        }
+        layout
+    }
+
+    fn node(&self, node: &'a Node, x: f64, top: f64, bus: f64) -> PlacedNode<'a> {
+        let n = node.number;
+        let mut y = top + NODE_HEAD;
+        let mut boxes = Vec::new();
+        let parts = [
+            (&node.eth, Point::Eth { node: n }),
+            (&node.daemon, Point::Daemon { node: n }),
+            (&node.tun, Point::Tun { node: n }),
+            (&node.kernel, Point::Kernel { node: n }),
+            (&node.bridge, Point::Bridge { node: n }),
+        ];
+        for (part, point) in parts {
+            if let Some(part) = part {
+                let frame = Frame {
+                    x: x + INSET,
+                    y,
+                    width: NODE - INSET - BYPASS,
+                    height: box_height(part),
+                };
+                y = frame.bottom() + STEP;
+                boxes.push(Placed { part, frame, point });
+            }
+        }
+        let mut pods = Vec::new();
+        let left = x + INSET + self.lane_x(LANES) + BRANCH;
+        y -= STEP - 14.0;
+        for pod in &node.pods {
+            let frame = Frame {
+                x: left,
+                y,
+                width: x + NODE - BYPASS - left,
+                height: pod.eth.as_ref().map_or(0.0, box_height).max(POD_LEAST),
+            };
+            y = frame.bottom() + 10.0;
+            pods.push(PlacedPod { pod, frame });
+        }
+        PlacedNode {
+            node,
+            frame: Frame {
+                x,
+                y: top,
+                width: NODE,
+                height: y + 4.0 - top,
+            },
+            bus,
+            boxes,
+            pods,
+        }
+    }
+
+    /// How far right of a box's left edge a way runs. From the last lane on: the last.
+    fn lane_x(&self, lane: usize) -> f64 {
+        let last = self.lanes.saturating_sub(1);
+        22.0 + LANE * number(lane.min(last))
+    }
+
+    /// The height of a way beside or above the middle of its line.
+    fn sideways(&self, lane: usize) -> f64 {
+        if self.lanes < LANES {
+            0.0
+        } else {
+            POD_LANE * (number(lane.min(LANES - 1)) - 0.5)
+        }
+    }
+
+    /// Where the text of a box begins, right of its left edge: behind the marks.
+    pub(super) fn text_x(&self) -> f64 {
+        if self.lanes == 0 {
+            14.0
+        } else {
+            self.lane_x(LANES) + 24.0
+        }
+    }
+
+    /// The same of a pod's box.
+    pub(super) fn pod_text_x(&self) -> f64 {
+        if self.lanes == 0 { 10.0 } else { 42.0 }
+    }
+
+    /// How far above and below the line to a pod text has to stay: marks stand on it.
+    pub(super) fn pod_clearance(&self) -> f64 {
+        match self.lanes {
+            0 => 4.0,
+            1 => 12.5,
+            _ => POD_LANE / 2.0 + 12.5,
+        }
+    }
+
+    /// Where the cables between a node's boxes run, right of their left edges: in the middle of all ways.
+    pub(super) fn cable_x(&self) -> f64 {
+        f64::midpoint(self.lane_x(0), self.lane_x(LANES))
+    }
+
+    fn node_of(&self, point: Point) -> Option<&PlacedNode<'a>> {
+        let number = point.node()?;
+        self.nodes.iter().find(|node| node.node.number == number)
+    }
+
+    /// Where the lane passes the point.
+    pub(super) fn spot(&self, point: Point, lane: usize) -> Option<Spot> {
+        let node = self.node_of(point)?;
+        match point {
+            Point::Pod { pod, .. } | Point::Veth { pod, .. } => {
+                let placed = node.pods.iter().find(|placed| placed.pod.number == pod)?;
+                let y = placed.frame.middle() + self.sideways(lane);
+                let x = match point {
+                    Point::Pod { .. } => placed.frame.x + 22.0,
+                    _ => placed.frame.x - 22.0,
+                };
+                Some((x, y))
+            }
+            _ => {
+                let placed = node.boxes.iter().find(|placed| placed.point == point)?;
+                Some((placed.frame.x + self.lane_x(lane), placed.frame.middle()))
+            }
+        }
+    }
+
+    /// The line of a way, and where its marks can be set.
+    pub(super) fn line(&self, points: &[Point], lane: usize) -> (Vec<Spot>, Vec<(Point, Spot)>) {
+        let mut line: Vec<Spot> = Vec::new();
+        let mut spots = Vec::new();
+        let mut last: Option<Point> = None;
+        let there = |point: &Point| *point == Point::Underlay || self.spot(*point, lane).is_some();
+        let points: Vec<Point> = points.iter().copied().filter(there).collect();
+        for (i, &point) in points.iter().enumerate() {
+            let before = points[..i].last().copied();
+            let after = points.get(i + 1).copied();
+            if point == Point::Underlay {
+                if let Some(spot) = self.underlay(before, after, lane, &mut line) {
+                    spots.push((point, spot));
+                }
+            } else if let Some(spot) = self.spot(point, lane) {
+                self.connect(last, point, spot, lane, &mut line);
+                line.push(spot);
+                spots.push((point, spot));
+            }
+            last = Some(point);
+        }
+        (line, spots)
+    }
+
+    /// The corners between two points.
+    fn connect(
+        &self,
+        from: Option<Point>,
+        to: Point,
+        spot: Spot,
+        lane: usize,
+        line: &mut Vec<Spot>,
+    ) {
+        let (Some(from), Some(&(x, y))) = (from, line.last()) else {
+            return;
+        };
+        let is_pod = |point| matches!(point, Point::Pod { .. } | Point::Veth { .. });
+        let Some(node) = self.node_of(to) else {
+            return;
+        };
+        let lane_x = node.frame.x + INSET + self.lane_x(lane);
+        match (from, to) {
+            (Point::Underlay, _) => {}
+            (Point::Kernel { .. }, Point::Eth { .. })
+            | (Point::Eth { .. }, Point::Kernel { .. })
+                if node.node.tun.is_some() =>
+            {
+                // Past the daemon.
+                let down = y < spot.1;
+                let right = node.frame.right() - BYPASS / 2.0 - POD_LANE / 2.0 + self.bypass(lane);
+                let near = |from: Point, upper: bool| {
+                    let placed = node.boxes.iter().find(|placed| placed.point == from);
+                    placed.map_or(y, |placed| {
+                        if upper {
+                            placed.frame.bottom() + STEP / 2.0
+                        } else {
+                            placed.frame.y - STEP / 2.0
+                        }
+                    })
+                };
+                let (first, second) = (near(from, down), near(to, !down));
+                line.extend([
+                    (x, first),
+                    (right, first),
+                    (right, second),
+                    (spot.0, second),
+                ]);
+            }
+            (
+                Point::Pod { pod, .. } | Point::Veth { pod, .. },
+                Point::Pod { pod: other, .. } | Point::Veth { pod: other, .. },
+            ) => {
+                if pod != other {
+                    line.extend([(lane_x, y), (lane_x, spot.1)]);
+                }
+            }
+            (from, _) if is_pod(from) => line.push((lane_x, y)),
+            (_, to) if is_pod(to) => line.push((lane_x, spot.1)),
+            _ => {}
+        }
+    }
+
+    fn bypass(&self, lane: usize) -> f64 {
+        POD_LANE / 2.0 + self.sideways(lane) / 3.0
+    }
+
+    /// From one node to another along the underlay; or between the underlay itself and a node.
+    fn underlay(
+        &self,
+        before: Option<Point>,
+        after: Option<Point>,
+        lane: usize,
+        line: &mut Vec<Spot>,
+    ) -> Option<Spot> {
+        let end = |point: Point| {
+            let node = self.node_of(point)?;
+            let x = node.frame.x + INSET + self.lane_x(lane);
+            Some((x, node.bus + self.sideways(lane) / 2.0))
+        };
+        let (from, to) = (before.and_then(end), after.and_then(end));
+        let (from, to) = match (from, to) {
+            (Some(from), Some(to)) => (from, to),
+            (Some(from), None) => (from, (from.0 + 120.0, from.1)),
+            (None, Some(to)) => ((to.0 + 120.0, to.1), to),
+            (None, None) => return None,
+        };
+        let third = if lane == 0 { 0.35 } else { 0.65 };
+        line.push(from);
+        if (from.1 - to.1).abs() > POD_LANE {
+            let x = GAP / 2.0 + self.sideways(lane) / 6.0;
+            line.extend([(x, from.1), (x, to.1), to]);
+            return Some((f64::midpoint(from.0, x), from.1));
+        }
+        line.push(to);
+        Some((from.0 + (to.0 - from.0) * third, from.1))
+    }
+}
+
+fn box_height(part: &Part) -> f64 {
+    BOX_HEAD + number(part.lines.len()) * LINE + BOX_FOOT
+}

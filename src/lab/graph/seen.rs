@@ -1,0 +1,132 @@
+//! A running lab as its kernels and daemons describe it, whatever somebody has done to it since it was built.
+
+use anyhow::Result;
+use ipnet::IpNet;
+
+use super::{Node, Part, Topology, lease, route};
+use crate::kernel::{Address, Link, NetNs, Netlink, Route};
+use crate::lab::topology::{self, Lab, on_runtime};
+use crate::observe::{client, status::Status};
+
+/// The scope of addresses that are good on one link only (RT_SCOPE_LINK, rtnetlink(7)).
+const SCOPE_LINK: u8 = 253;
+
+/// What a namespace has.
+struct Found {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    routes: Vec<Route>,
+}
+
+impl Found {
+    async fn in_namespace(namespace: &NetNs) -> Result<Self> {
+        let netlink = Netlink::open_in(namespace)?;
+        Ok(Self {
+            links: netlink.links().await?,
+            addresses: netlink.addresses().await?,
+            routes: netlink.routes().await?,
+        })
+    }
+
+    fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    fn part(&self, name: &str, kind: &str) -> Option<Part> {
+        let link = self.link(name)?;
+        let own = self
+            .addresses
+            .iter()
+            .filter(|address| address.ifindex == link.index && address.scope != SCOPE_LINK);
+        let lines = own.map(|address| format!("{}/{}", address.ip, address.prefix_len));
+        let mut part = Part::new(name, kind).mtu(link.mtu).lines(lines);
+        part.on = link.up;
+        Some(part)
+    }
+
+    /// The routes into the bridge and into the overlay, those for IPv4 first. What IPv6 adds for each link and each
+    /// address by itself is left out.
+    fn routes(&self) -> Vec<String> {
+        let shown = self.routes.iter().filter_map(|to| {
+            let link = self.links.iter().find(|link| Some(link.index) == to.oif)?;
+            let by_itself = match to.dst {
+                IpNet::V4(_) => false,
+                IpNet::V6(dst) => dst.prefix_len() == 128 || dst.addr().is_unicast_link_local(),
+            };
+            let kept = to.unicast && !by_itself && !matches!(link.name.as_str(), "eth0" | "lo");
+            kept.then(|| (to.dst, route(to.dst, &link.name, to.mtu)))
+        });
+        let mut shown: Vec<_> = shown.collect();
+        shown.sort();
+        shown.into_iter().map(|(_, line)| line).collect()
+    }
+}
+
+impl Topology {
+    /// What a running lab looks like now.
+    ///
+    /// # Errors
+    /// When one of its kernels refuses to answer.
+    pub fn seen(lab: &Lab) -> Result<Self> {
+        let mut drawn = Self::planned(lab.spec());
+        let underlay = lab.place("underlay")?;
+        on_runtime(|| async move {
+            let found = Found::in_namespace(&underlay).await?;
+            if let Some(part) = found.part(&drawn.underlay.name, &drawn.underlay.kind) {
+                drawn.underlay = part;
+            }
+            for (node, there) in drawn.nodes.iter_mut().zip(lab.nodes()) {
+                see(node, there).await?;
+                node.daemon = daemon(lab, there)?.or_else(|| off(node.daemon.take()));
+            }
+            Ok(drawn)
+        })
+    }
+}
+
+/// The part that should be there, and is not.
+fn off(part: Option<Part>) -> Option<Part> {
+    part.map(|part| Part {
+        on: false,
+        lines: Vec::new(),
+        mtu: None,
+        ..part
+    })
+}
+
+async fn see(node: &mut Node, there: &topology::Node) -> Result<()> {
+    let found = Found::in_namespace(there.netns()).await?;
+    node.eth = found.part("eth0", "");
+    node.bridge = found.part("cni0", "bridge");
+    let tun = found
+        .links
+        .iter()
+        .find(|link| link.kind.as_deref() == Some("tun"));
+    node.tun = tun.and_then(|tun| found.part(&tun.name, "TUN"));
+    node.kernel = Some(Part::new("kernel", "routes").lines(found.routes()));
+    let bridge = found.link("cni0").map(|link| link.index);
+    for (pod, there) in node.pods.iter_mut().zip(there.pods()) {
+        pod.veth = found.part(&there.veth, "");
+        pod.plugged =
+            bridge.is_some() && found.link(&there.veth).and_then(|veth| veth.master) == bridge;
+        pod.eth = Found::in_namespace(there.netns()).await?.part("eth0", "");
+    }
+    Ok(())
+}
+
+/// The daemon as it answers; none answers where none is.
+fn daemon(lab: &Lab, node: &topology::Node) -> Result<Option<Part>> {
+    let Ok(answer) = client::status(&lab.socket(node.number)) else {
+        return Ok(None);
+    };
+    let status: Status = serde_json::from_value(answer)?;
+    let leases = status.peers.iter().map(|peer| {
+        lease(
+            peer.subnet,
+            peer.ipv6_subnet,
+            peer.public_ip,
+            peer.public_ipv6,
+        )
+    });
+    Ok(Some(Part::new("overlayd", "leases").lines(leases)))
+}

@@ -1,0 +1,233 @@
+use super::svg::{ADVANCE, Anchor, Canvas, Text, draw};
+use super::*;
+use crate::lab::topology::{Backend, Underlay};
+
+fn spec(nodes: u8, pods: u8) -> Spec {
+    Spec {
+        nodes,
+        pods,
+        ..Spec::default()
+    }
+}
+
+/// Everything a way can meet between two pods.
+fn way(from: (u8, u8), to: (u8, u8), first: u16) -> Way {
+    let (node, pod) = from;
+    let mut points = vec![
+        Point::Pod { node, pod },
+        Point::Veth { node, pod },
+        Point::Bridge { node },
+    ];
+    if from.0 != to.0 {
+        points.extend([
+            Point::Kernel { node },
+            Point::Tun { node },
+            Point::Daemon { node },
+            Point::Eth { node },
+            Point::Underlay,
+        ]);
+        let node = to.0;
+        points.extend([
+            Point::Eth { node },
+            Point::Daemon { node },
+            Point::Tun { node },
+            Point::Kernel { node },
+            Point::Bridge { node },
+        ]);
+    }
+    let (node, pod) = to;
+    points.extend([Point::Veth { node, pod }, Point::Pod { node, pod }]);
+    let marks = points.iter().zip(first..).map(|(&at, number)| Mark {
+        at,
+        number,
+        look: if number % 2 == 0 {
+            Look::Seen
+        } else {
+            Look::Derived
+        },
+    });
+    Way {
+        marks: marks.collect(),
+        points,
+    }
+}
+
+/// Left, top, right, bottom of a text: letters reach three quarters of the size above the line and a quarter below.
+fn bounds(text: &Text) -> [f64; 4] {
+    let width = super::layout::number(text.content.chars().count()) * text.size * ADVANCE;
+    let left = match text.anchor {
+        Anchor::Start => text.x,
+        Anchor::End => text.x - width,
+    };
+    [
+        left,
+        text.y - 0.75 * text.size,
+        left + width,
+        text.y + 0.22 * text.size,
+    ]
+}
+
+#[track_caller]
+fn assert_readable(canvas: &Canvas, what: &str) {
+    assert!(canvas.texts.len() > 5, "{what}");
+    for (i, text) in canvas.texts.iter().enumerate() {
+        let [left, top, right, bottom] = bounds(text);
+        assert!(
+            left >= 0.0 && top >= 0.0 && right <= canvas.width && bottom <= canvas.height,
+            "{what}: {text:?} leaves the page"
+        );
+        for other in &canvas.texts[..i] {
+            let [left2, top2, right2, bottom2] = bounds(other);
+            let apart = right <= left2 || right2 <= left || bottom <= top2 || bottom2 <= top;
+            assert!(apart, "{what}: {text:?} lies on {other:?}");
+        }
+        assert!(!text.content.contains('…'), "{what}: {text:?} is cut");
+    }
+}
+
+#[test]
+fn no_text_lies_on_another_from_one_node_to_six() {
+    for nodes in 1..=6 {
+        for pods in 0..=4 {
+            for ways in 0..=2 {
+                for (backend, ipv6, underlay) in [
+                    (Backend::Vxlan, true, Underlay::Dual),
+                    (Backend::Udp, false, Underlay::V6),
+                ] {
+                    let spec = Spec {
+                        backend,
+                        ipv6,
+                        underlay,
+                        ..spec(nodes, pods)
+                    };
+                    let picture = Picture {
+                        topology: Topology::planned(&spec),
+                        ways: vec![
+                            way((1, 1), (nodes, pods), 1),
+                            way((nodes, pods), (1, 1), 16),
+                        ][..ways]
+                            .to_vec(),
+                        notes: vec!["a note of many words, ".repeat(20); 3],
+                    };
+                    let what = format!("{nodes} nodes, {pods} pods, {ways} ways, {backend}");
+                    assert_readable(&draw(&picture), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn marks_stand_on_their_way_and_do_not_hide_text() {
+    let picture = Picture {
+        topology: Topology::planned(&spec(3, 2)),
+        ways: vec![way((1, 1), (3, 2), 1), way((3, 2), (1, 1), 16)],
+        notes: Vec::new(),
+    };
+    let svg = picture.to_string();
+    let texts = draw(&picture).texts;
+    let mut marks = 0;
+    for line in svg.lines().filter(|line| line.contains(r#"rx="9""#)) {
+        let value = |name: &str| -> f64 {
+            let (_, rest) = line.split_once(&format!("{name}=\"")).unwrap();
+            rest.split('"').next().unwrap().parse().unwrap()
+        };
+        let (left, top) = (value("<rect x"), value(" y"));
+        let (right, bottom) = (left + value(" width"), top + value(" height"));
+        for text in &texts {
+            let [left2, top2, right2, bottom2] = bounds(text);
+            assert!(
+                right <= left2 || right2 <= left || bottom <= top2 || bottom2 <= top,
+                "{line} hides {text:?}"
+            );
+        }
+        marks += 1;
+    }
+    assert_eq!(marks, 30, "one per point of each way");
+}
+
+#[test]
+fn everything_that_a_lab_has_is_named() {
+    let svg = Picture {
+        topology: Topology::planned(&Spec::default()),
+        ..Picture::default()
+    }
+    .to_string();
+    for part in [
+        "lab lab: vxlan over UDP port 8472",
+        ">node3<",
+        ">10.99.0.2/24<",
+        ">fd99::2/64<",
+        ">overlay0<",
+        ">10.244.2.0/32<",
+        ">10.244.0.0/16 → overlay0<",
+        ">10.244.3.0/24 at 10.99.0.3<",
+        ">cni0<",
+        ">fd00:10:244:3::1/64<",
+        ">pod2 eth0<",
+        ">10.244.3.3/24<",
+        ">veth-pod2<",
+        ">MTU 1450<",
+        ">MTU 1500<",
+    ] {
+        assert!(svg.contains(part), "{part} is not in the picture");
+    }
+    // Well-formed: what opens closes, and nothing of XML's own is in a text.
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+}
+
+#[test]
+fn what_is_not_there_is_not_drawn_and_ways_pass_it_over() {
+    let mut topology = Topology::planned(&spec(2, 1));
+    topology.nodes[0].daemon = None;
+    topology.nodes[0].tun = None;
+    topology.nodes[1].pods.clear();
+    let picture = Picture {
+        topology,
+        ways: vec![way((1, 1), (2, 1), 1)],
+        notes: Vec::new(),
+    };
+    let svg = picture.to_string();
+    assert_eq!(svg.matches(">overlayd<").count(), 1);
+    assert!(!svg.contains("NaN"));
+    // 15 points less the two of node 1 and the two of the missing pod.
+    assert_eq!(svg.matches(r#"rx="9""#).count(), 11);
+}
+
+#[test]
+fn text_from_elsewhere_is_escaped_and_cut() {
+    let mut topology = Topology::planned(&spec(1, 1));
+    topology.title = format!("<&> {}", "long ".repeat(50));
+    topology.nodes[0].name = "a-host-with-a-name-of-very-many-letters.example.org".into();
+    let picture = Picture {
+        topology,
+        ..Picture::default()
+    };
+    let svg = picture.to_string();
+    assert!(
+        svg.contains("&lt;&amp;&gt; long") && svg.contains('…'),
+        "{svg}"
+    );
+    let canvas = draw(&picture);
+    for text in &canvas.texts {
+        let [left, _, right, _] = bounds(text);
+        assert!(left >= 0.0 && right <= canvas.width, "{text:?}");
+    }
+}
+
+#[test]
+fn a_lost_packet_is_crossed_out_where_it_was_lost() {
+    let mut lost = way((1, 1), (2, 1), 1);
+    lost.points.truncate(6);
+    lost.marks.truncate(6);
+    lost.marks[5].look = Look::Lost;
+    let svg = Picture {
+        topology: Topology::planned(&spec(2, 1)),
+        ways: vec![lost],
+        notes: Vec::new(),
+    }
+    .to_string();
+    assert_eq!(svg.matches("<path d=").count(), 1);
+    assert_eq!(svg.matches(r#"rx="9""#).count(), 6);
+}
