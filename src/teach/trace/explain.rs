@@ -47,14 +47,14 @@ pub(super) fn routes(
         let masked = candidate.masked;
         let said = if candidate.matches {
             let won = match (winner, matching) {
-                (true, 1) => "   wins: the only match",
-                (true, _) => "   wins: the most bits",
+                (true, 1) => "; wins: the only match",
+                (true, _) => "; wins: the longest match",
                 (false, _) => "",
             };
             winner = false;
-            format!("AND /{len} gives {masked}: matches in {len} bits, {device}{via}{won}")
+            format!("AND gives {masked} ✓ {device}{via}{won}")
         } else {
-            format!("AND /{len} gives {masked}: another network")
+            format!("AND gives {masked} ✗")
         };
         let picture = match route.dst.addr() {
             IpAddr::V4(ip) => format!("{}  ", bits(ip, len)),

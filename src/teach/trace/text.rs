@@ -109,12 +109,16 @@ fn mark(evidence: Evidence, paint: Paint) -> String {
 }
 
 fn write_row(row: &Row, paint: Paint, to: &mut String) -> std::fmt::Result {
-    let sentence = wrap(&row.text, WIDTH - 8);
     let seen = match (row.ttl, row.length) {
         (Some(ttl), Some(length)) => format!("{ttl:>5} {length:>5}"),
         _ => String::new(),
     };
-    for (number, line) in sentence.iter().enumerate() {
+    let width = if seen.is_empty() {
+        WIDTH + 8
+    } else {
+        WIDTH - 8
+    };
+    for (number, line) in wrap(&row.text, width).iter().enumerate() {
         let shown = match row.step {
             Step::Lost => paint.colour(AnsiColor::Red, line),
             Step::Device | Step::Delivery => paint.bold(line),
@@ -137,7 +141,7 @@ fn write_row(row: &Row, paint: Paint, to: &mut String) -> std::fmt::Result {
         writeln!(to, "{}", line.trim_end())?;
     }
     for detail in &row.details {
-        for line in wrap(detail, WIDTH + 12) {
+        for line in wrap(detail, WIDTH + 14) {
             writeln!(to, "          {}", paint.quiet(&line))?;
         }
     }

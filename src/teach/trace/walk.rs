@@ -86,6 +86,8 @@ struct Walk<'a> {
     last: Option<usize>,
     /// What it passed since.
     passed: Passed,
+    /// How a route wins has been said.
+    taught_routes: bool,
     loss: Option<Loss>,
 }
 
@@ -117,6 +119,7 @@ pub(super) fn walk(
         outer: None,
         last: None,
         passed: Passed::default(),
+        taught_routes: false,
         loss: None,
     };
     walk.sends(start, probe, sent);
@@ -165,16 +168,11 @@ impl Walk<'_> {
         });
         let state = match (self.entrance()?, delivered) {
             (Some(state), _) => state,
-            (None, Some(place)) => {
-                self.replies(place);
-                State::Emit { place }
-            }
+            (None, Some(place)) => State::Emit { place },
             (None, None) => return Ok(Outcome::Unseen),
         };
         if let State::Emit { place } = state {
-            if delivered != Some(place) {
-                self.replies(place);
-            }
+            self.replies(place);
         }
         Ok(match self.run(state, None)? {
             End::Delivered(place) if place == start => Outcome::Answered,
@@ -223,23 +221,40 @@ impl Walk<'_> {
         self.passed = Passed::default();
     }
 
-    /// Where the packet of this leg was first seen: sent from there, or arriving there.
+    /// Where the packet of this leg came from: it was sent by a place, or arrived there from where we cannot look.
+    ///
+    /// The kernel's clock does not decide between the two ends of a cable: both may carry the same time. So the place
+    /// that has the source address comes first.
     fn entrance(&mut self) -> Result<Option<State>> {
-        let Some(index) = self.earliest() else {
+        let all = self.unused();
+        let mut sent = None;
+        for &index in &all {
+            let (place, ifindex, out) = self.where_seen(index);
+            if self.looker.look(place)?.owner(self.packet.src).is_none() {
+                continue;
+            }
+            if out {
+                sent = sent.or(Some(index));
+            } else if self.is_tun(place, ifindex) && self.packet.leg == Leg::Error {
+                // That node's daemon wrote it.
+                self.passed.daemon = Some((place, "outbound"));
+                return Ok(Some(State::Arrived { place, ifindex }));
+            }
+        }
+        let Some(index) = sent.or(all.first().copied()) else {
             return Ok(None);
         };
-        let caught = &self.caught[index];
-        let (place, ifindex, out) = (caught.place, caught.ifindex, caught.out);
+        let (place, ifindex, out) = self.where_seen(index);
         if out {
             return Ok(Some(State::Emit { place }));
         }
         self.note_outer(index);
-        if self.is_tun(place, ifindex) && self.packet.leg == Leg::Error {
-            // The daemon wrote it: that is said before the capture is.
-            self.passed.daemon = Some((place, "outbound"));
-            return Ok(Some(State::Arrived { place, ifindex }));
-        }
         Ok(Some(State::Arrived { place, ifindex }))
+    }
+
+    fn where_seen(&self, index: usize) -> (usize, u32, bool) {
+        let caught = &self.caught[index];
+        (caught.place, caught.ifindex, caught.out)
     }
 
     /// From state to state.
@@ -267,8 +282,7 @@ impl Walk<'_> {
     /// It was seen no more at `place`: on from where it was seen next, if it was; else it was lost.
     fn missed(&mut self, place: usize, expected: &str) -> Result<State> {
         if let Some(index) = self.earliest() {
-            let caught = &self.caught[index];
-            let (to, ifindex, out) = (caught.place, caught.ifindex, caught.out);
+            let (to, ifindex, out) = self.where_seen(index);
             self.note_outer(index);
             let text =
                 format!("the tables lead to {expected}, but it was seen elsewhere: on from there");

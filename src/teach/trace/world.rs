@@ -125,7 +125,11 @@ impl World {
             lab: Some(lab.spec().name.clone()),
             source: End {
                 place: Some(start),
-                ip: source.ip,
+                // A program on a node that names no source gets the one that the kernel takes.
+                ip: source.ip.filter(|_| {
+                    names.source != places[start].name
+                        || matches!(places[start].role, Role::Pod(..))
+                }),
             },
             destination,
             places,

@@ -13,6 +13,9 @@ use super::super::{Leg, Source, Step};
 use super::{End, State, Walk};
 use crate::kernel::hooks::Hook;
 
+/// Said once.
+const TEACH_ROUTES: &str = "a route matches if the destination AND the route's mask give the route's network; of those that match, the longest mask wins";
+
 impl Walk<'_> {
     /// A program or the kernel of `place` sends: route, OUTPUT, POSTROUTING.
     pub(super) fn emit(&mut self, place: usize, refused: Option<&io::Error>) -> Result<State> {
@@ -45,6 +48,7 @@ impl Walk<'_> {
     fn routed(&mut self, place: usize, what: &str) -> Result<Option<(u32, IpAddr)>> {
         let (_, dst) = self.current();
         let chosen = self.looker.route(place, dst)?;
+        let length = self.last.map(|_| self.last_seen().1);
         let kernel = self.looker.look(place)?;
         if let Some(link) = kernel.owner(dst) {
             let (text, oif) = (
@@ -63,7 +67,10 @@ impl Walk<'_> {
             return Ok(Some((lo, dst)));
         }
         let all = candidates(&kernel.routes, dst);
-        let details = explain::routes(kernel, &all, dst, chosen.as_ref());
+        let mut details = explain::routes(kernel, &all, dst, chosen.as_ref());
+        if !std::mem::replace(&mut self.taught_routes, true) {
+            details.insert(0, TEACH_ROUTES.to_owned());
+        }
         let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
             let text = format!("{what} to {dst}: there is none");
             self.derive(place, None, Step::Route, Source::Kernel, text, details);
@@ -71,13 +78,6 @@ impl Walk<'_> {
         };
         let link = kernel.link(oif);
         let name = kernel.name(oif);
-        let length = self.last.map(|last| {
-            let sight = &self.caught[last].sight;
-            match (&self.outer, &sight.outer) {
-                (Some(_), Some(outer)) => outer.ip.length,
-                _ => sight.ip.length,
-            }
-        });
         let mtu = route.mtu.or(link.map(|link| link.mtu));
         let fits = match (length, mtu) {
             _ if self.outer.is_some() => String::new(),
@@ -97,6 +97,19 @@ impl Walk<'_> {
         Ok(Some((oif, next)))
     }
 
+    /// TTL and length of the header that the kernel looks at, as they were last seen.
+    fn last_seen(&self) -> (u8, usize) {
+        let Some(last) = self.last else {
+            return (u8::MAX, 0);
+        };
+        let sight = &self.caught[last].sight;
+        let ip = match (&self.outer, &sight.outer) {
+            (Some(_), Some(outer)) => &outer.ip,
+            _ => &sight.ip,
+        };
+        (ip.ttl, ip.length)
+    }
+
     /// The chains at these hooks.
     fn hooks(&mut self, place: usize, hooks: &[Hook]) -> Result<()> {
         self.passed
@@ -110,8 +123,8 @@ impl Walk<'_> {
         let names: Vec<_> = hooks.iter().map(|hook| hook.name()).collect();
         let names = names.join(", ");
         let text = match lines.len() {
-            0 => format!("netfilter hooks {names}: no chain stands there, nothing is filtered"),
-            _ => format!("netfilter hooks {names}: chains look at it"),
+            0 => format!("netfilter at {names}: no chain stands there, so nothing is filtered"),
+            _ => format!("netfilter at {names}: chains look at it"),
         };
         let source = if counted {
             Source::Counter
@@ -142,18 +155,19 @@ impl Walk<'_> {
                 ),
                 None => format!("who is {next} on {name}? {asks} asked, and nobody answered"),
             };
-            self.passed.neighbour = entry
-                .as_ref()
-                .is_none_or(|entry| entry.mac.is_none())
-                .then_some((place, next));
-            self.derive(
-                place,
-                Some(&name),
-                Step::Neighbour,
-                Source::Kernel,
-                text,
-                Vec::new(),
-            );
+            let unknown = entry.as_ref().is_none_or(|entry| entry.mac.is_none());
+            self.passed.neighbour = unknown.then_some((place, next));
+            // What was lost earlier never asked.
+            if unknown || self.is_seen(place, oif, true) {
+                self.derive(
+                    place,
+                    Some(&name),
+                    Step::Neighbour,
+                    Source::Kernel,
+                    text,
+                    Vec::new(),
+                );
+            }
         }
         if !self.expect(place, oif, true)? {
             return self.missed(place, &format!("{name} of {}", self.world.name(place)));
@@ -342,9 +356,22 @@ impl Walk<'_> {
             let loss = fate::not_forwarding(self.world.name(place), self.packet.leg, dst);
             return Ok(self.lost(place, loss));
         }
-        let Some((oif, next)) = self.routed(place, "forwards it, and looks up the route")? else {
+        let (ttl, length) = self.last_seen();
+        if ttl <= 1 && self.earliest().is_none() {
+            let text = "is to forward it, but a TTL of 1 has nothing left for the next router";
+            self.derive(place, None, Step::Route, Source::Kernel, text, Vec::new());
+            return Ok(self.lose(place));
+        }
+        let what = "forwards it, with a TTL of 1 less, and looks up the route";
+        let Some((oif, next)) = self.routed(place, what)? else {
             return Ok(self.lose(place));
         };
+        // The kernel looks at the size before it asks netfilter (net/ipv4/ip_forward.c).
+        let mtu = self.looker.route(place, dst)?.and_then(|route| route.mtu);
+        let mtu = mtu.or(self.looker.look(place)?.link(oif).map(|link| link.mtu));
+        if mtu.is_some_and(|mtu| length > mtu as usize) && self.earliest().is_none() {
+            return Ok(self.lose(place));
+        }
         self.hooks(place, &[Hook::Forward, Hook::Postrouting])?;
         Ok(State::Transmit { place, oif, next })
     }

@@ -63,10 +63,16 @@ impl Walk<'_> {
         }
         let sight = self.caught[first].sight.clone();
         let way = if out { "leaves by" } else { "arrives at" };
-        let (details, text) = describe(
+        let (mut details, text) = describe(
             &sight,
             &found.iter().map(|i| &self.caught[*i]).collect::<Vec<_>>(),
         );
+        // What the last capture showed already, here or at the other end of a cable, is not said again.
+        if let Some(last) = self.last {
+            let (before, _) = describe(&self.caught[last].sight, &[]);
+            details.retain(|detail| !before.contains(detail));
+        }
+        let where_to = self.what_is(place, ifindex, out)?;
         let outermost = sight.outer.as_ref().map_or(&sight.ip, |outer| &outer.ip);
         let frames = found.iter().map(|i| frame(&self.caught[*i])).collect();
         let row = Row {
@@ -78,7 +84,7 @@ impl Walk<'_> {
             step: Step::Device,
             evidence: Source::Capture.evidence(),
             source: Source::Capture,
-            text: format!("{way} {name}{text}"),
+            text: format!("{way} {name}{where_to}{text}"),
             details,
             ttl: Some(outermost.ttl),
             length: Some(outermost.length),
@@ -91,6 +97,24 @@ impl Walk<'_> {
         self.last = Some(first);
         self.passed = super::Passed::default();
         Ok(true)
+    }
+
+    /// What the device is, for those who meet it for the first time.
+    fn what_is(&mut self, place: usize, ifindex: u32, out: bool) -> Result<&'static str> {
+        if self.is_tun(place, ifindex) {
+            return Ok(if out {
+                ", the TUN device: from there overlayd reads it"
+            } else {
+                ", the TUN device: overlayd wrote it there, and to the kernel it is as if it came from a cable"
+            });
+        }
+        let kernel = self.looker.look(place)?;
+        let kind = kernel.link(ifindex).and_then(|link| link.kind.as_deref());
+        Ok(match (kind, out) {
+            (Some("veth"), false) => ", the other end of the cable (a veth pair)",
+            (Some("bridge"), _) => ", the bridge",
+            _ => "",
+        })
     }
 
     /// Is it the packet of this leg, in the form that it has now?
@@ -110,7 +134,22 @@ impl Walk<'_> {
 
     /// The first time that the packet of this leg was seen and not yet told of.
     pub(super) fn earliest(&self) -> Option<usize> {
-        (0..self.caught.len()).find(|i| !self.used[*i] && self.is_leg(&self.caught[*i].sight))
+        self.unused().first().copied()
+    }
+
+    /// Where else it was seen and not yet told of, by the kernel's clock.
+    pub(super) fn unused(&self) -> Vec<usize> {
+        let all = 0..self.caught.len();
+        all.filter(|i| !self.used[*i] && self.is_leg(&self.caught[*i].sight))
+            .collect()
+    }
+
+    /// Was it seen at this device, in the form that it has now?
+    pub(super) fn is_seen(&self, place: usize, ifindex: u32, out: bool) -> bool {
+        let here =
+            |caught: &Caught| (caught.place, caught.ifindex, caught.out) == (place, ifindex, out);
+        let mut all = self.caught.iter().zip(&self.used);
+        all.any(|(caught, used)| !used && here(caught) && self.is_ours(caught))
     }
 
     /// From here on it is, or is not, in the encapsulation in which it was seen.
