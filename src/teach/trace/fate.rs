@@ -9,7 +9,7 @@ use super::sight::Kind;
 use super::tables::Counts;
 use super::walk::error_name;
 use super::watch::Caught;
-use super::{Evidence, Leg, Loss};
+use super::{Evidence, Leg, Loss, NOBODY};
 use crate::datapath::DropReason;
 use crate::kernel::hooks::Hook;
 
@@ -117,7 +117,7 @@ pub(super) fn why(case: &Case<'_>) -> Loss {
             leg: case.leg,
             place: case.name.to_owned(),
             reason: "unknown".into(),
-            by: "nobody known",
+            by: NOBODY,
             evidence: Evidence::Derived,
             meaning: "it was seen no more, and no counter that is looked at tells of it".into(),
             advice: "capture around this place (tcpdump), and look at `ip -s link`, `nstat` and tc filters there".into(),
@@ -185,10 +185,17 @@ fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
         } else {
             how
         },
-        advice: format!(
-            "`nft -a list ruleset`, there ({}); give the rule a `counter` to be sure, or accept the packet before it",
-            case.name
-        ),
+        advice: if sure {
+            format!(
+                "`nft -a list ruleset`, in {}, shows the rule; accept the packet before it",
+                case.name
+            )
+        } else {
+            format!(
+                "`nft -a list ruleset`, in {}; a `counter` in the rule would make it sure; accept the packet before it",
+                case.name
+            )
+        },
     })
 }
 
@@ -246,6 +253,7 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
     let name = error_name(v6, kind, code);
     let too_big = (!v6 && (kind, code) == (3, 4)) || (v6 && kind == 2);
     let time = (kind == 11 && !v6) || (kind == 3 && v6);
+    let unreachable = kind == (if v6 { 1 } else { 3 });
     let (reason, advice) = match () {
         () if too_big => (
             "too-big",
@@ -258,11 +266,11 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         () if name.contains("Prohibited") => {
             ("filtered", "`nft list ruleset`, there: a rule rejects it")
         }
-        () if (!v6 && code == 0) || (v6 && code == 0) => (
+        () if unreachable && code == 0 => (
             "no-route",
             "`ip route get` for the destination, there; on a node: does overlayd run, and is its device up?",
         ),
-        () if (!v6 && code == 1) || (v6 && code == 3) => (
+        () if unreachable && code == (if v6 { 3 } else { 1 }) => (
             "no-neighbour",
             "nobody on that network has the address: is the pod there? See `ip neighbour`",
         ),
@@ -385,7 +393,7 @@ pub(super) fn no_reader(place: &str, leg: Leg, device: &str) -> Loss {
         leg,
         place: place.to_owned(),
         reason: "no-daemon".into(),
-        by: "nobody known",
+        by: NOBODY,
         evidence: Evidence::Derived,
         meaning: format!(
             "it went into the TUN device {device}, and no overlayd that could be asked reads that"
@@ -400,7 +408,7 @@ pub(super) fn silent_daemon(place: &str, leg: Leg) -> Loss {
         leg,
         place: place.to_owned(),
         reason: "no-daemon".into(),
-        by: "nobody known",
+        by: NOBODY,
         evidence: Evidence::Derived,
         meaning: "the overlayd of this node does not answer, so nobody takes the packet on".into(),
         advice: "start it (`overlayd run`) and look into its log".into(),

@@ -234,6 +234,19 @@ pub struct Loss {
     pub advice: String,
 }
 
+impl Loss {
+    /// `no-lease, by overlayd`
+    fn cause(&self) -> String {
+        match self.by {
+            NOBODY => self.reason.clone(),
+            by => format!("{}, by {by}", self.reason),
+        }
+    }
+}
+
+/// [`Loss::by`] where no one is known to have dropped it.
+const NOBODY: &str = "nobody known";
+
 /// One end of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EndName {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::tables::Looker;
 use super::world::{Role, World};
-use super::{Evidence, Leg, Row, Step, Trace};
+use super::{Direction, Evidence, Leg, Row, Step, Trace};
 use crate::lab::graph::{Look, Mark, Node, Part, Picture, Pod, Topology, Way};
 use crate::observe::client;
 
@@ -59,11 +59,21 @@ fn way(rows: &[&Row]) -> Way {
 }
 
 fn note(row: &Row) -> String {
-    let seen = match (row.ttl, row.length) {
-        (Some(ttl), Some(length)) => format!(", TTL {ttl}, {length} bytes"),
-        _ => String::new(),
-    };
-    format!("{} {}: {}{seen}", row.number, row.place, row.text)
+    let (number, place) = (row.number, &row.place);
+    match (row.direction, &row.device, row.ttl, row.length) {
+        (Some(direction), Some(device), Some(ttl), Some(length)) => {
+            let way = match direction {
+                Direction::Out => "out by",
+                Direction::In => "in by",
+            };
+            let fragments = match row.frames.len() {
+                1 => String::new(),
+                n => format!(", the first of {n} fragments"),
+            };
+            format!("{number} {place}: {way} {device}, TTL {ttl}, {length} bytes{fragments}")
+        }
+        _ => format!("{number} {place}: {}", row.text),
+    }
 }
 
 /// This host as a topology: its daemon with device and underlay interface, a bridge, and what hangs on it.

@@ -48,7 +48,8 @@ impl Paint {
 fn write(trace: &Trace, paint: Paint, to: &mut String) -> std::fmt::Result {
     let end = |end: &super::EndName| match &end.name {
         Some(name) => format!("{name} ({})", end.ip),
-        None => format!("{} (nobody's here)", end.ip),
+        None if trace.lab.is_some() => format!("{} (nobody in this lab)", end.ip),
+        None => format!("{} (not on this host)", end.ip),
     };
     let df = if trace.dont_fragment { ", DF set" } else { "" };
     let version = if trace.source.ip.is_ipv4() {
@@ -185,8 +186,10 @@ fn verdict(trace: &Trace, paint: Paint) -> String {
                 Leg::Error => "an ICMP error",
             };
             let bad = format!(
-                "lost: {which} ended at {}: {} ({}, by {})",
-                loss.place, loss.meaning, loss.reason, loss.by
+                "lost: {which} ended at {}: {} ({})",
+                loss.place,
+                loss.meaning,
+                loss.cause()
             );
             let mut text = String::new();
             for line in wrap(&bad, WIDTH + 12) {

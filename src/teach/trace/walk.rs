@@ -324,12 +324,12 @@ impl Walk<'_> {
         if loss.reason == "no-route" {
             self.note_silent(place);
         }
-        let text = format!(
-            "lost here: {} ({}, by {})",
-            loss.meaning, loss.reason, loss.by
-        );
+        let text = format!("lost here: {} ({})", loss.meaning, loss.cause());
         let details = vec![format!("what to do: {}", loss.advice)];
         self.derive(place, None, Step::Lost, source, text, details);
+        if loss.by == "overlayd" {
+            self.at_daemon(place);
+        }
         self.loss.get_or_insert(loss);
         State::End(End::Lost(place))
     }

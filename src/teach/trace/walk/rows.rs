@@ -229,7 +229,20 @@ impl Walk<'_> {
         self.derive(place, None, Step::Send, source, text, details);
     }
 
+    /// The last row is about the daemon, which a drawing shows beside the kernel.
+    pub(super) fn at_daemon(&mut self, place: usize) {
+        let point = self.point(place, None, Step::Receive);
+        if let Some(row) = self.rows.last_mut() {
+            row.point = point;
+        }
+    }
+
     fn point(&self, place: usize, device: Option<&str>, step: Step) -> Option<Point> {
+        // A drawing leads an encapsulated packet from the daemon to its interface: what the kernel does in between has no
+        // place of its own there.
+        if self.outer.is_some() && matches!(step, Step::Route | Step::Netfilter | Step::Neighbour) {
+            return None;
+        }
         Some(match self.world.places[place].role {
             Role::Pod(node, pod) => Point::Pod { node, pod },
             Role::Underlay => Point::Underlay,
