@@ -280,57 +280,58 @@ impl<'a> Layout<'a> {
         lane: usize,
         line: &mut Vec<Spot>,
     ) {
-        let (Some(from), Some(&(x, y))) = (from, line.last()) else {
+        let (Some(from), Some(&(_, y))) = (from, line.last()) else {
             return;
         };
-        let is_pod = |point| matches!(point, Point::Pod { .. } | Point::Veth { .. });
         let Some(node) = self.node_of(to) else {
             return;
         };
         let lane_x = node.frame.x + INSET + self.lane_x(lane);
-        match (from, to) {
-            (Point::Underlay, _) => {}
-            (Point::Kernel { .. }, Point::Eth { .. })
-            | (Point::Eth { .. }, Point::Kernel { .. })
-                if node.node.tun.is_some() =>
-            {
-                // Past the daemon.
-                let down = y < spot.1;
-                let right = node.frame.right() - BYPASS / 2.0 - POD_LANE / 2.0 + self.bypass(lane);
-                let near = |from: Point, upper: bool| {
-                    let placed = node.boxes.iter().find(|placed| placed.point == from);
-                    placed.map_or(y, |placed| {
-                        if upper {
-                            placed.frame.bottom() + STEP / 2.0
-                        } else {
-                            placed.frame.y - STEP / 2.0
-                        }
-                    })
-                };
-                let (first, second) = (near(from, down), near(to, !down));
-                line.extend([
-                    (x, first),
-                    (right, first),
-                    (right, second),
-                    (spot.0, second),
-                ]);
-            }
-            (
-                Point::Pod { pod, .. } | Point::Veth { pod, .. },
-                Point::Pod { pod: other, .. } | Point::Veth { pod: other, .. },
-            ) => {
-                if pod != other {
-                    line.extend([(lane_x, y), (lane_x, spot.1)]);
-                }
-            }
-            (from, _) if is_pod(from) => line.push((lane_x, y)),
-            (_, to) if is_pod(to) => line.push((lane_x, spot.1)),
-            _ => {}
+        let pod = |point| match point {
+            Point::Pod { pod, .. } | Point::Veth { pod, .. } => Some(pod),
+            _ => None,
+        };
+        match (pod(from), pod(to)) {
+            (Some(from), Some(to)) if from == to => {}
+            (Some(_), Some(_)) => line.extend([(lane_x, y), (lane_x, spot.1)]),
+            (Some(_), None) => line.push((lane_x, y)),
+            (None, Some(_)) => line.push((lane_x, spot.1)),
+            (None, None) => line.extend(self.past_the_daemon(node, from, to, lane)),
         }
     }
 
-    fn bypass(&self, lane: usize) -> f64 {
-        POD_LANE / 2.0 + self.sideways(lane) / 3.0
+    /// The corners of what the kernel sends to the underlay, or gets from there, itself.
+    fn past_the_daemon(
+        &self,
+        node: &PlacedNode<'_>,
+        from: Point,
+        to: Point,
+        lane: usize,
+    ) -> Vec<Spot> {
+        let frame = |wanted| {
+            let placed = node.boxes.iter().find(|placed| placed.point == wanted);
+            placed.map(|placed| placed.frame)
+        };
+        let upward = match (from, to) {
+            (Point::Kernel { .. }, Point::Eth { .. }) => true,
+            (Point::Eth { .. }, Point::Kernel { .. }) => false,
+            _ => return Vec::new(),
+        };
+        let (lower, upper) = if upward { (from, to) } else { (to, from) };
+        let (Some(lower), Some(upper)) = (frame(lower), frame(upper)) else {
+            return Vec::new();
+        };
+        if node.node.tun.is_none() {
+            return Vec::new();
+        }
+        let left = lower.x + self.lane_x(lane);
+        let right = node.frame.right() - BYPASS / 2.0 + self.sideways(lane) / 3.0;
+        let (below, above) = (lower.y - STEP / 2.0, upper.bottom() + STEP / 2.0);
+        let mut corners = vec![(left, below), (right, below), (right, above), (left, above)];
+        if !upward {
+            corners.reverse();
+        }
+        corners
     }
 
     /// From one node to another along the underlay; or between the underlay itself and a node.
