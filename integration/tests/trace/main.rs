@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: a test fails where it stands
 
+mod book;
 mod eyes;
 mod words;
 
@@ -226,7 +227,9 @@ fn every_case(lab: &Up, overhead: [u64; 2], fits: [u64; 2]) {
     ] {
         let family = usize::from(v6);
         let six: &[&str] = if v6 { &["-6"] } else { &[] };
-        let (usual, overhead, fits) = ([84, 104][family], overhead[family], fits[family]);
+        let (usual, overhead) = ([84, 104][family], overhead[family]);
+        let larger_family = fits[0];
+        let fits = fits[family];
         let across = [six, &["node1/pod1", "node2/pod1"]].concat();
         let with = |more: &[&'static str]| [&across[..], more].concat();
 
@@ -319,7 +322,17 @@ fn every_case(lab: &Up, overhead: [u64; 2], fits: [u64; 2]) {
             ]
         );
 
-        // In fragments.
+        // In fragments. Over an underlay of both families the pods' MTU follows IPv4, so that the first IPv6 ones are too
+        // large: the pod hears of it and makes smaller ones.
+        if larger_family > fits {
+            // Then, so does the one that answers.
+            for (place, pod) in [("node1", "node1/pod1"), ("node2", "node2/pod1")] {
+                let trace = lab.lost(&with(&["--size", "3000"]), place, "too-big", "kernel");
+                let meaning = trace["loss"]["meaning"].as_str().unwrap();
+                assert!(meaning.starts_with("2 fragments lost: "), "{meaning}");
+                assert!(rows(&trace).any(|r| r["leg"] == "error" && r["place"] == pod));
+            }
+        }
         let trace = lab.answered(&with(&["--size", "3000"]));
         assert_eq!(way(&trace, "request"), THERE);
         assert!(

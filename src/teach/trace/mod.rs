@@ -65,6 +65,19 @@ pub struct Probe {
     pub patience: Duration,
 }
 
+impl Default for Probe {
+    /// As ping's, and a second's patience.
+    fn default() -> Self {
+        Self {
+            size: None,
+            dont_fragment: false,
+            ttl: 64,
+            spoof: None,
+            patience: Duration::from_secs(1),
+        }
+    }
+}
+
 /// How a row is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
+use super::explain;
 use super::fate::{self, Passed};
 use super::send::Sent;
 use super::sight::Kind;
@@ -41,7 +42,7 @@ enum State {
     /// It was seen arriving by a device.
     Arrived { place: usize, ifindex: u32 },
     /// A place's IP layer has it.
-    Receive { place: usize, ifindex: u32 },
+    Receive { place: usize },
     /// A place's daemon reads it from its device.
     DaemonOut { place: usize },
     /// A place's daemon receives it over the underlay.
@@ -86,6 +87,10 @@ struct Walk<'a> {
     last: Option<usize>,
     /// What it passed since.
     passed: Passed,
+    /// In how many pieces it was last seen.
+    fragments: usize,
+    /// Some of them are lost: what is left will never be a packet again.
+    crippled: bool,
     /// How a route wins has been said.
     taught_routes: bool,
     loss: Option<Loss>,
@@ -119,6 +124,8 @@ pub(super) fn walk(
         outer: None,
         last: None,
         passed: Passed::default(),
+        fragments: 0,
+        crippled: false,
         taught_routes: false,
         loss: None,
     };
@@ -199,12 +206,7 @@ impl Walk<'_> {
             self.run(state, None)?;
             // That an error got lost is no news beside what it is about.
             self.loss = kept.or(self.loss.take());
-            // What the walk did not meet of it will not come again.
-            for (caught, used) in self.caught.iter().zip(&mut self.used) {
-                *used |= is_error(caught.sight.kind)
-                    && (caught.sight.ip.src, caught.sight.ip.dst)
-                        == (self.packet.src, self.packet.dst);
-            }
+            self.used[index] = true;
         }
         Ok(())
     }
@@ -216,6 +218,8 @@ impl Walk<'_> {
 
     fn begin(&mut self, packet: Packet) {
         self.packet = packet;
+        self.fragments = 0;
+        self.crippled = false;
         self.outer = None;
         self.last = None;
         self.passed = Passed::default();
@@ -270,7 +274,7 @@ impl Walk<'_> {
                 State::Transmit { place, oif, next } => self.transmit(place, oif, next)?,
                 State::Left { place, ifindex } => self.left(place, ifindex)?,
                 State::Arrived { place, ifindex } => self.arrived(place, ifindex)?,
-                State::Receive { place, ifindex } => self.receive(place, ifindex)?,
+                State::Receive { place } => self.receive(place)?,
                 State::DaemonOut { place } => self.daemon_out(place)?,
                 State::DaemonIn { place } => self.daemon_in(place)?,
                 State::End(end) => return Ok(end),
@@ -299,7 +303,24 @@ impl Walk<'_> {
 
     /// It ends here: why?
     fn lose(&mut self, place: usize) -> State {
-        let case = fate::Case {
+        let loss = self.why(place);
+        self.lost(place, loss)
+    }
+
+    /// Some of its fragments end here, and the packet with them.
+    fn lose_some(&mut self, place: usize, missing: usize) {
+        let mut loss = self.why(place);
+        loss.meaning = format!(
+            "{} lost: {}",
+            explain::count(missing, "fragment"),
+            loss.meaning
+        );
+        self.crippled = true;
+        self.lost(place, loss);
+    }
+
+    fn why(&self, place: usize) -> Loss {
+        fate::why(&fate::Case {
             place,
             name: self.world.name(place),
             leg: self.packet.leg,
@@ -308,9 +329,7 @@ impl Walk<'_> {
             before: &self.before[place],
             after: &self.after[place],
             caught: &self.caught,
-        };
-        let loss = fate::why(&case);
-        self.lost(place, loss)
+        })
     }
 
     /// It ends here, for this reason.

@@ -162,10 +162,7 @@ impl Walk<'_> {
         if !self.expect(place, device.0, false)? {
             return Ok(self.lose(place));
         }
-        Ok(State::Receive {
-            place,
-            ifindex: device.0,
-        })
+        Ok(State::Receive { place })
     }
 
     /// The receive checks held against what was captured, up to the first that fails.

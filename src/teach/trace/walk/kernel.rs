@@ -174,10 +174,7 @@ impl Walk<'_> {
         }
         if is_lo {
             return Ok(match self.expect(place, oif, false)? {
-                true => State::Receive {
-                    place,
-                    ifindex: oif,
-                },
+                true => State::Receive { place },
                 false => self.lose(place),
             });
         }
@@ -301,7 +298,7 @@ impl Walk<'_> {
             .filter(|master| master.kind.as_deref() == Some("bridge"))
             .cloned();
         let (Some(bridge), Some(mac)) = (bridge, mac) else {
-            return Ok(State::Receive { place, ifindex });
+            return Ok(State::Receive { place });
         };
         let own = bridge.mac == Some(mac)
             || kernel
@@ -326,14 +323,11 @@ impl Walk<'_> {
         if !self.expect(place, bridge.index, false)? {
             return self.missed(place, &format!("{name} of {}", self.world.name(place)));
         }
-        Ok(State::Receive {
-            place,
-            ifindex: bridge.index,
-        })
+        Ok(State::Receive { place })
     }
 
     /// IP has it: for this host, or to be forwarded?
-    pub(super) fn receive(&mut self, place: usize, ifindex: u32) -> Result<State> {
+    pub(super) fn receive(&mut self, place: usize) -> Result<State> {
         self.hooks(place, &[Hook::Prerouting])?;
         let (_, dst) = self.current();
         let kernel = self.looker.look(place)?;
@@ -350,7 +344,7 @@ impl Walk<'_> {
             if self.outer.is_some() && self.world.places[place].socket.is_some() {
                 return Ok(State::DaemonIn { place });
             }
-            return self.delivered(place, ifindex);
+            return self.delivered(place);
         }
         if !forwards {
             let loss = fate::not_forwarding(self.world.name(place), self.packet.leg, dst);
@@ -377,7 +371,20 @@ impl Walk<'_> {
     }
 
     /// It has come to its destination, unless it was dropped after its last capture.
-    fn delivered(&mut self, place: usize, _ifindex: u32) -> Result<State> {
+    fn delivered(&mut self, place: usize) -> Result<State> {
+        if self.crippled {
+            let text =
+                "only a part has arrived: the kernel waits for the missing fragments, in vain";
+            self.derive(
+                place,
+                None,
+                Step::Delivery,
+                Source::Kernel,
+                text,
+                Vec::new(),
+            );
+            return Ok(State::End(End::Lost(place)));
+        }
         // Chains at INPUT stand behind the last device: only what comes of the packet shows that it passed them.
         let came_of_it = match self.packet.leg {
             Leg::Request => self.answered_from(place),

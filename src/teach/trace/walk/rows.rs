@@ -58,6 +58,7 @@ impl Walk<'_> {
         // Once more at the same device is another round, unless it is in fragments.
         let fragmented = |i: usize| self.caught[i].sight.ip.fragment.is_some();
         found.retain(|i| *i == first || (fragmented(first) && fragmented(*i)));
+        let missing = fragmented(first) && found.len() < self.fragments;
         for index in &found {
             self.used[*index] = true;
         }
@@ -95,6 +96,10 @@ impl Walk<'_> {
         };
         self.rows.push(row);
         self.last = Some(first);
+        if missing && !self.crippled {
+            self.lose_some(place, self.fragments - found.len());
+        }
+        self.fragments = found.len();
         self.passed = super::Passed::default();
         Ok(true)
     }
