@@ -134,6 +134,9 @@ fn run(args: &Args) -> Result<Exit> {
         Some(lab) => World::of_lab(lab, &names)?,
         None => World::of_host(&args.socket.socket, &names)?,
     };
+    if args.timeout > 2.0 {
+        eprintln!("waiting for the answer, at most {} s ...", args.timeout);
+    }
     let trace = trace::run(&world, &probe, &Cancel::default())?;
     if let Some(path) = &args.svg {
         let topology = match &lab {

@@ -221,3 +221,108 @@ impl Fields<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{Icmpv4Type, IpFragOffset, Ipv4Header, PacketBuilder, icmpv4};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: [u8; 4] = [10, 244, 1, 2];
+    const B: [u8; 4] = [10, 244, 2, 2];
+
+    fn ping(ttl: u8) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let echo = PacketBuilder::ipv4(A, B, ttl).icmpv4_echo_request(1, 1);
+        echo.write(&mut packet, b"trace-").unwrap();
+        packet
+    }
+
+    fn vxlan(packet: &[u8]) -> Vec<u8> {
+        let mut payload = vec![8, 0, 0, 0, 0, 0, 1, 0];
+        payload.extend([0x0a, 0x58, 10, 99, 0, 2, 0x0a, 0x58, 10, 99, 0, 1, 8, 0]);
+        payload.extend(packet);
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv4([10, 99, 0, 1], [10, 99, 0, 2], 64)
+            .udp(8472, 8472)
+            .write(&mut frame, &payload)
+            .unwrap();
+        frame
+    }
+
+    #[test]
+    fn a_packet_and_the_same_in_vxlan_are_told_apart() {
+        let ports = Ports::default();
+        let plain = read(&ping(63), Link::Raw, &ports).unwrap();
+        assert_eq!(
+            (plain.kind, plain.ip.ttl, plain.ip.length),
+            (Kind::Request, 63, 34)
+        );
+        assert!(plain.outer.is_none() && plain.ether.is_none() && plain.ip.fragment.is_none());
+        let inside = read(&vxlan(&ping(63)), Link::Ethernet, &ports).unwrap();
+        assert_eq!((inside.kind, &inside.ip), (Kind::Request, &plain.ip));
+        let outer = inside.outer.unwrap();
+        assert_eq!(
+            (outer.ip.ttl, outer.ip.length, outer.ports, outer.vni),
+            (64, 84, (8472, 8472), Some(1))
+        );
+        assert_eq!(outer.ether.unwrap().dst.to_string(), "0a:58:0a:63:00:02");
+        let names: Vec<_> = inside.headers.iter().map(|h| (h.name, h.bytes)).collect();
+        assert_eq!(
+            names[..6],
+            [
+                ("Ethernet", 14),
+                ("IPv4", 20),
+                ("UDP", 8),
+                ("VXLAN", 8),
+                ("Ethernet", 14),
+                ("IPv4", 20)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_error_is_not_taken_for_what_it_quotes() {
+        let mut packet = Vec::new();
+        let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1450 };
+        PacketBuilder::ipv4(B, A, 64)
+            .icmpv4(Icmpv4Type::DestinationUnreachable(needed))
+            .write(&mut packet, &ping(63))
+            .unwrap();
+        let sight = read(&packet, Link::Raw, &Ports::default()).unwrap();
+        assert_eq!(sight.kind, Kind::Error(3, 4, Some(1450)));
+        assert_eq!(sight.ip.src, IpAddr::from(B));
+    }
+
+    #[test]
+    fn a_later_fragment_is_known_by_its_number() {
+        let mut header = Ipv4Header::new(16, 64, etherparse::IpNumber::ICMP, A, B).unwrap();
+        header.identification = 7;
+        header.fragment_offset = IpFragOffset::try_new(3).unwrap();
+        let mut packet = header.to_bytes().to_vec();
+        packet.extend([0; 16]);
+        let sight = read(&packet, Link::Raw, &Ports::default()).unwrap();
+        assert_eq!(
+            (sight.kind, sight.ip.id, sight.ip.fragment),
+            (Kind::Fragment, 7, Some(24))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&bytes, Link::Raw, &Ports::default());
+            let _ = read(&bytes, Link::Ethernet, &Ports::default());
+        }
+
+        #[test]
+        fn damaged_frames_never_panic(at in 0usize..90, value: u8, cut in 0usize..98) {
+            let mut frame = vxlan(&ping(64));
+            frame[at] = value;
+            frame.truncate(cut);
+            let _ = read(&frame, Link::Ethernet, &Ports::default());
+        }
+    }
+}
