@@ -80,8 +80,11 @@ impl Eyes {
             }
         }
         for process in holder::processes(lab).unwrap() {
-            if process.place.contains('/') {
-                places.push((process.place, NetNs::of_process(process.pid).unwrap()));
+            // A pod is one namespace, however many processes live in it.
+            let parts: Vec<_> = process.place.split('/').take(2).collect();
+            let place = parts.join("/");
+            if parts.len() == 2 && places.iter().all(|(known, _)| *known != place) {
+                places.push((place, NetNs::of_process(process.pid).unwrap()));
             }
         }
         assert!(places.len() > 4, "{places:?}");
