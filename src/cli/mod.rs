@@ -8,6 +8,7 @@ mod lab;
 mod mtu;
 mod run;
 mod status;
+mod trace;
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -67,6 +68,8 @@ enum Command {
     Dissect(dissect::Args),
     /// What each encapsulation costs: header budget, MTU, MSS and goodput
     Mtu(mtu::Args),
+    /// One packet's way, hop by hop: what each table decided, where it was seen, where it was lost and why
+    Trace(trace::Args),
 }
 
 /// Where the daemon listens for commands.
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Lab(args) => lab::main(args),
         Command::Dissect(args) => dissect::main(&args),
         Command::Mtu(args) => mtu::main(&args),
+        Command::Trace(args) => trace::main(&args),
     };
     exit.into()
 }

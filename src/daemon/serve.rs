@@ -450,12 +450,37 @@ impl Node {
         lost.chain(missing).collect()
     }
 
+    /// Where the tables that forwarding reads now lead a destination.
+    fn who(&self, destination: IpAddr) -> status::Who {
+        let forwarding = self.snapshot.load_full();
+        let verdict = match forwarding.tables.route(destination) {
+            fdb::Route::Local => status::Holder::Local,
+            fdb::Route::None => status::Holder::None,
+            fdb::Route::Peer(hop) => status::Holder::Peer {
+                to: hop.to,
+                mtu: hop.mtu,
+                header: hop.header.as_slice().to_vec(),
+            },
+        };
+        status::Who {
+            version: status::VERSION,
+            destination,
+            holder: verdict,
+        }
+    }
+
     /// The answer to one request on the control socket.
     async fn answer(self: Arc<Self>, request: String) -> Bytes {
-        let answer = match request.as_str() {
-            "status" => serde_json::to_string(&self.status().await),
+        let answer = match request.split_once(' ').unwrap_or((&request, "")) {
+            ("status", "") => serde_json::to_string(&self.status().await),
+            ("who", ip) => match ip.trim().parse() {
+                Ok(ip) => serde_json::to_string(&self.who(ip)),
+                Err(_) => serde_json::to_string(&serde_json::json!({
+                    "error": format!("who asks for an IP address, like `who 10.244.2.2`, not {ip:?}")
+                })),
+            },
             _ => serde_json::to_string(&serde_json::json!({
-                "error": format!("unknown request {request:?}; known: status")
+                "error": format!("unknown request {request:?}; known: status, who ADDRESS")
             })),
         };
         // Neither document has anything that JSON cannot hold.

@@ -267,6 +267,7 @@ mod tests {
             mac: None,
             master: None,
             lower: None,
+            lower_ns: None,
             vxlan: None,
         }
     }

@@ -12,6 +12,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{InfoData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        nsid::{NsidAttribute, NsidMessage},
     },
 };
 
@@ -41,6 +42,9 @@ pub struct Link {
     pub master: Option<u32>,
     /// The index of the device below it, or, of a veth, of its other end (which may be in another namespace).
     pub lower: Option<u32>,
+    /// By which number this namespace knows the one that `lower` is in, where that is another
+    /// ([`Netlink::id_of`]).
+    pub lower_ns: Option<i32>,
     /// What a VXLAN device holds.
     pub vxlan: Option<VxlanInfo>,
 }
@@ -125,6 +129,42 @@ impl Netlink {
         Ok(links
             .into_iter()
             .find(|link| link.up && link.vxlan.as_ref().is_some_and(|v| v.port == port)))
+    }
+
+    /// By which number this connection's namespace knows another one; `None`: by none, so that no link here has its
+    /// other end there (rtnetlink(7), RTM_GETNSID).
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn id_of(&self, namespace: &NetNs) -> Result<Option<i32>> {
+        let attempt = || format!("ask for the number of network namespace {namespace}");
+        let fd = u32::try_from(namespace.raw_fd())
+            .map_err(|e| Error::new(attempt(), std::io::Error::other(e)))?;
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(fd));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+        request.header.flags = NLM_F_REQUEST;
+        let mut handle = self.handle.clone();
+        let mut replies = handle
+            .request(request)
+            .map_err(|e| Error::netlink(attempt(), e))?;
+        match replies.next().await.map(|reply| reply.payload) {
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer))) => {
+                let id = answer
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        NsidAttribute::Id(id) => Some(*id),
+                        _ => None,
+                    });
+                // -1: not assigned (NETNSA_NSID_NOT_ASSIGNED, linux/net_namespace.h).
+                Ok(id.filter(|id| *id >= 0))
+            }
+            Some(NetlinkPayload::Error(e)) => {
+                Err(Error::netlink(attempt(), rtnetlink::Error::NetlinkError(e)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Sets the MTU, in bytes.
@@ -336,6 +376,7 @@ impl Link {
             mac: None,
             master: None,
             lower: None,
+            lower_ns: None,
             vxlan: None,
         };
         for attribute in message.attributes {
@@ -345,6 +386,7 @@ impl Link {
                 LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::Link(index) => link.lower = Some(index).filter(|i| *i != 0),
+                LinkAttribute::LinkNetNsId(id) => link.lower_ns = Some(id),
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),
                 _ => {}
             }

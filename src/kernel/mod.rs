@@ -11,6 +11,7 @@
 mod address;
 pub mod device;
 mod features;
+pub mod hooks;
 pub mod host;
 mod ipsec;
 mod link;
@@ -32,7 +33,7 @@ pub use encap::Family;
 pub use features::{FeatureReader, Features};
 pub use ipsec::Policies;
 pub use link::{Link, VxlanInfo, VxlanSpec};
-pub use neighbour::Neighbour;
+pub use neighbour::{BridgeEntry, Neighbour};
 pub use netns::NetNs;
 pub use route::{ROUTE_PROTOCOL, Route, RouteSpec, Way};
 pub use watch::Change;

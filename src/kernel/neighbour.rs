@@ -3,76 +3,74 @@
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+use rtnetlink::packet_route::{
+    AddressFamily,
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
 };
 
 use super::{Error, Netlink, Result};
 
-/// What the kernel knows about an IP address on a link.
+/// An entry of the neighbour table: who is at an IP address of a link (ARP, neighbour discovery).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
     /// The link.
     pub ifindex: u32,
-    /// The address.
+    /// The neighbour's IP address.
     pub ip: IpAddr,
-    /// Where it is, in a state in which the kernel itself would send there (NUD_VALID, include/net/neighbour.h);
-    /// `None` while that is not known, or no longer.
+    /// Its Ethernet address, in a state in which the kernel itself would send there (NUD_VALID,
+    /// include/net/neighbour.h); `None` while it is not known, or no longer.
     pub mac: Option<[u8; 6]>,
     /// It was there, but that was some time ago: the next packet makes the kernel ask again.
     pub stale: bool,
+    /// It was asked for and nobody answered.
+    pub failed: bool,
 }
 
-impl Neighbour {
-    pub(super) fn from_message(message: NeighbourMessage) -> Option<Self> {
-        let (mut ip, mut mac) = (None, None);
-        for attribute in message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(v4.into()),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                    ip = Some(v6.into())
-                }
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
-                _ => {}
-            }
-        }
-        let state = message.header.state;
-        let valid = matches!(
-            state,
-            NeighbourState::Permanent
-                | NeighbourState::Noarp
-                | NeighbourState::Reachable
-                | NeighbourState::Probe
-                | NeighbourState::Stale
-                | NeighbourState::Delay
-        );
-        Some(Neighbour {
-            ifindex: message.header.ifindex,
-            ip: ip?,
-            mac: mac.filter(|_| valid),
-            stale: state == NeighbourState::Stale,
-        })
-    }
+/// An entry of a bridge's forwarding table: behind which port an Ethernet address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeEntry {
+    /// The port, or the bridge itself.
+    pub port: u32,
+    /// The bridge.
+    pub bridge: u32,
+    /// The Ethernet address.
+    pub mac: [u8; 6],
+    /// The address is the port's own (`permanent` in bridge(8)): frames for it go up to this host.
+    pub local: bool,
 }
 
 impl Netlink {
-    /// The neighbours on all links, of both families.
+    /// The neighbour tables of all links, both families, as `ip neighbour` lists them.
     ///
     /// # Errors
     /// When the kernel refuses the question.
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>> {
-        let messages: Vec<NeighbourMessage> = self
-            .handle
-            .neighbours()
-            .get()
+        let all = self.neighbour_dump(AddressFamily::Unspec, "list neighbours");
+        Ok(all.await?.iter().filter_map(Neighbour::from).collect())
+    }
+
+    /// The forwarding tables of all bridges, as `bridge fdb` lists them.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn bridge_entries(&self) -> Result<Vec<BridgeEntry>> {
+        let all = self.neighbour_dump(AddressFamily::Bridge, "list bridge entries");
+        Ok(all.await?.iter().filter_map(BridgeEntry::from).collect())
+    }
+
+    async fn neighbour_dump(
+        &self,
+        family: AddressFamily,
+        attempt: &str,
+    ) -> Result<Vec<NeighbourMessage>> {
+        let question = self.handle.neighbours().get().set_address_family(family);
+        question
             .execute()
             .try_collect()
             .await
-            .map_err(|e| Error::netlink("list neighbours", e))?;
-        Ok(messages
-            .into_iter()
-            .filter_map(Neighbour::from_message)
-            .collect())
+            .map_err(|e| Error::netlink(attempt, e))
     }
 
     /// Makes the kernel ask (ARP, neighbour discovery) where `ip` is if it does not know for certain, as a packet to
@@ -139,4 +137,53 @@ impl Netlink {
             }
         }
     }
+}
+
+impl Neighbour {
+    pub(super) fn from(message: &NeighbourMessage) -> Option<Self> {
+        let ip = message.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+            _ => None,
+        });
+        let state = message.header.state;
+        let valid = matches!(
+            state,
+            NeighbourState::Permanent
+                | NeighbourState::Noarp
+                | NeighbourState::Reachable
+                | NeighbourState::Probe
+                | NeighbourState::Stale
+                | NeighbourState::Delay
+        );
+        Some(Self {
+            ifindex: message.header.ifindex,
+            ip: ip?,
+            mac: link_layer_address(message).filter(|_| valid),
+            stale: state == NeighbourState::Stale,
+            failed: state == NeighbourState::Failed,
+        })
+    }
+}
+
+impl BridgeEntry {
+    fn from(message: &NeighbourMessage) -> Option<Self> {
+        let bridge = message.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
+        Some(Self {
+            port: message.header.ifindex,
+            bridge: bridge?,
+            mac: link_layer_address(message)?,
+            local: message.header.state == NeighbourState::Permanent,
+        })
+    }
+}
+
+fn link_layer_address(message: &NeighbourMessage) -> Option<[u8; 6]> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    })
 }

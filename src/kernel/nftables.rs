@@ -30,37 +30,37 @@ use rtnetlink::{
 };
 
 const NLMSG_HEADER: usize = 16;
-const NFGEN_HEADER: usize = 4;
+pub(super) const NFGEN_HEADER: usize = 4;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 /// NFNL_SUBSYS_NFTABLES in the high byte of the message type.
 const NFTABLES: u16 = 10 << 8;
-const GET_CHAIN: u16 = NFTABLES | 4;
-const NEW_CHAIN: u16 = NFTABLES | 3;
-const GET_RULE: u16 = NFTABLES | 7;
-const NEW_RULE: u16 = NFTABLES | 6;
+pub(super) const GET_CHAIN: u16 = NFTABLES | 4;
+pub(super) const NEW_CHAIN: u16 = NFTABLES | 3;
+pub(super) const GET_RULE: u16 = NFTABLES | 7;
+pub(super) const NEW_RULE: u16 = NFTABLES | 6;
 
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const HOOK_NUMBER: u16 = 1;
-const RULE_TABLE: u16 = 1;
-const RULE_EXPRESSIONS: u16 = 4;
-const LIST_ELEMENT: u16 = 1;
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
+pub(super) const HOOK_NUMBER: u16 = 1;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const LIST_ELEMENT: u16 = 1;
+pub(super) const EXPR_NAME: u16 = 1;
+pub(super) const EXPR_DATA: u16 = 2;
 const CMP_DATA: u16 = 3;
-const IMMEDIATE_DATA: u16 = 2;
+pub(super) const IMMEDIATE_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+pub(super) const VERDICT_CODE: u16 = 1;
 
 /// NF_INET_FORWARD (linux/netfilter.h).
 const HOOK_FORWARD: u32 = 2;
-const NF_DROP: u32 = 0;
+pub(super) const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 
 /// Which packets a table sees (NFPROTO_*, linux/netfilter.h).
@@ -138,7 +138,7 @@ fn request(kind: u16) -> Vec<u8> {
 }
 
 /// The bodies (from nfgenmsg on) of all messages of one dump.
-fn dump(question: u16, answer: u16) -> io::Result<Vec<Vec<u8>>> {
+pub(super) fn dump(question: u16, answer: u16) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -183,14 +183,14 @@ fn collect(mut datagram: &[u8], answer: u16, bodies: &mut Vec<Vec<u8>>) -> io::R
     Ok(false)
 }
 
-fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes)
         .find(|(k, _)| *k == kind)
         .map(|(_, value)| value)
 }
 
 /// The attributes' types and values; stops at the first malformed one.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.get(..4)?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -202,11 +202,11 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn be(bytes: &[u8]) -> Option<u32> {
+pub(super) fn be(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
-fn string(bytes: &[u8]) -> String {
+pub(super) fn string(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .trim_end_matches('\0')
         .to_owned()

@@ -51,11 +51,9 @@ fn change(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
             Message::NewLink(link) | Message::DelLink(link) => {
                 Some(Change::Link(link.header.index))
             }
-            Message::NewNeighbour(neighbour) => {
-                Neighbour::from_message(neighbour).map(Change::Neighbour)
-            }
+            Message::NewNeighbour(neighbour) => Neighbour::from(&neighbour).map(Change::Neighbour),
             Message::DelNeighbour(neighbour) => {
-                let gone = Neighbour::from_message(neighbour)?;
+                let gone = Neighbour::from(&neighbour)?;
                 Some(Change::Neighbour(Neighbour { mac: None, ..gone }))
             }
             Message::NewRoute(_)

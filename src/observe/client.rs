@@ -1,11 +1,14 @@
 //! Asks a running daemon over its control socket.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+
+use super::status::Who;
 
 /// How long the daemon may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +40,18 @@ pub enum AskError {
 /// If it cannot be reached, or answers nonsense.
 pub fn status(socket: &Path) -> Result<Value, AskError> {
     ask(socket, "status")
+}
+
+/// Where the daemon's tables lead a destination.
+///
+/// # Errors
+/// If it cannot be reached, is too old for the question, or answers nonsense.
+pub fn who(socket: &Path, destination: IpAddr) -> Result<Who, AskError> {
+    let answer = ask(socket, &format!("who {destination}"))?;
+    serde_json::from_value(answer).map_err(|error| AskError::Broken {
+        path: socket.into(),
+        why: error.to_string(),
+    })
 }
 
 /// Sends one request and reads its answer.

@@ -3,6 +3,8 @@
 //! ```text
 //! > status\n
 //! < {"version":1,"state":"ok",...}\n
+//! > who 10.244.2.2\n
+//! < {"version":1,"destination":"10.244.2.2","holder":"peer","to":"10.99.0.2:8472",...}\n
 //! ```
 //!
 //! A request that is not known is answered by `{"error":"..."}`. Only the daemon's user may connect.

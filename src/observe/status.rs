@@ -1,7 +1,7 @@
 //! The status document: what `overlayd status` shows and `--json` prints.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -167,6 +167,37 @@ pub struct Peer {
     pub received_packets: u64,
     /// Inner bytes received from it.
     pub received_bytes: u64,
+}
+
+/// The answer to `who ADDRESS`: which node the forwarding tables lead a destination to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Who {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What was asked for.
+    pub destination: IpAddr,
+    /// Who holds it.
+    #[serde(flatten)]
+    pub holder: Holder,
+}
+
+/// Who holds an overlay address.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "holder", rename_all = "lowercase")]
+pub enum Holder {
+    /// This node.
+    Local,
+    /// Nobody.
+    None,
+    /// Another node.
+    Peer {
+        /// Where the datagrams go.
+        to: SocketAddr,
+        /// The largest inner packet that fits, in bytes.
+        mtu: u16,
+        /// The finished encapsulation header; of the udp backend, none.
+        header: Vec<u8>,
+    },
 }
 
 /// One drop reason that has happened.

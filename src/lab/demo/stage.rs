@@ -13,6 +13,8 @@ use crate::lab::topology::{Lab, Node, Pod, Spec};
 use crate::lab::traffic::{Cancel, PingOpts, PingReport, ping};
 use crate::observe::client;
 use crate::observe::status::Status;
+use crate::teach::trace::world::{Names, World};
+use crate::teach::trace::{self, Probe, Trace};
 
 /// In a lab an answer comes at once, or not at all.
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
@@ -63,6 +65,21 @@ impl<'a> Stage<'a> {
             ..opts
         };
         Ok(from.run(|| ping(to, &opts))??)
+    }
+
+    /// Traces one packet.
+    pub(super) fn trace(&self, from: &str, to: &str) -> Result<Trace> {
+        let names = Names {
+            source: from,
+            destination: to,
+            ipv6: false,
+            spoof: None,
+        };
+        let probe = Probe {
+            patience: PATIENCE,
+            ..Probe::default()
+        };
+        trace::run(&World::of_lab(self.lab, &names)?, &probe, self.cancel)
     }
 
     /// Waits until the pods of the first node hear those that the story is about: the kernel takes its time to notice

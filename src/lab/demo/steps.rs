@@ -15,6 +15,7 @@ use crate::lab::traffic::{
     Answer, Fragmenting, Hop, PathOpts, PingOpts, PingReport, TcpOpts, TcpServer, UdpEcho, UdpOpts,
     tcp_transfer, trace_path, udp_probe,
 };
+use crate::teach::trace::{Direction, Leg, Outcome};
 
 type Act = fn(&Stage<'_>, &mut Step) -> Result<()>;
 
@@ -221,7 +222,45 @@ fn path(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
             );
         }
     }
-    layers(stage, step)
+    layers(stage, step)?;
+    marked(stage, step)
+}
+
+/// One marked packet, traced: where captures saw it.
+fn marked(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
+    let (from, to) = (stage.pod(stage.a, 1)?, stage.pod(stage.b, 1)?);
+    let trace = stage.trace(&from.place, &to.place)?;
+    let seen: Vec<_> = trace
+        .rows
+        .iter()
+        .filter(|row| row.leg == Leg::Request && row.direction.is_some())
+        .collect();
+    step.note("");
+    step.check(
+        trace.outcome == Outcome::Answered,
+        format!(
+            "one marked packet, seen by captures {} times on its way there (`overlayd trace {} {}` tells all of it):",
+            seen.len(),
+            from.place,
+            to.place
+        ),
+        json!({ "token": trace.token, "outcome": trace.outcome, "rows": trace.rows.len() }),
+    );
+    for row in seen {
+        let arrow = if row.direction == Some(Direction::Out) {
+            "→"
+        } else {
+            "←"
+        };
+        let device = row.device.as_deref().unwrap_or_default();
+        step.note(format!(
+            "      {:<10} {arrow} {device:<10} TTL {:<3} {} bytes",
+            row.place,
+            row.ttl.unwrap_or_default(),
+            row.length.unwrap_or_default()
+        ));
+    }
+    Ok(())
 }
 
 /// The devices that the packet passed, and what is put around it.

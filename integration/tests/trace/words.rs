@@ -1,0 +1,291 @@
+//! Words, pictures, other places than a lab, and what cannot be traced.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{Up, err, out, overlayd, rows};
+
+#[test]
+fn text_json_and_picture_say_the_same() {
+    let lab = Up::new("say", &["--nodes", "2"]);
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("way.svg");
+    let done = lab.trace(&[
+        "node1/pod1",
+        "10.244.2.2",
+        "--svg",
+        picture.to_str().unwrap(),
+    ]);
+    let text = out(&done);
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    assert!(!text.contains('\x1b'), "a pipe wants no colours");
+    for part in [
+        "node1/pod1 (10.244.1.2) → node2/pod1 (10.244.2.2): one marked IPv4 packet of 84 bytes",
+        "The way there: the echo request",
+        "The way back: the echo reply",
+        "10.244.2.0/24  00001010 11110100 00000010 ········  AND gives 10.244.2.0 ✓ cni0; wins: the longest match",
+        "IPv4 20 + UDP 8 + VXLAN 8 + Ethernet 14 = 50 bytes in front: 84 + 50 = 134 bytes",
+        "lease 10.244.2.0/24 at 10.99.0.2, fd99::2  holds 10.244.2.2",
+        "✓ the inner source 10.244.1.2 lies in that same lease",
+        "answered: the packet arrived, and its answer came back",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+    let coloured = lab.trace(&["node1/pod1", "10.244.2.2", "--color", "always"]);
+    assert!(out(&coloured).contains('\x1b'));
+
+    let done = lab.trace(&["node1/pod1", "10.244.2.2", "--json"]);
+    let json: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((&json["version"], &json["size"]), (&1.into(), &84.into()));
+    // The numbers of the rows are those of the text and of the picture.
+    let svg = fs::read_to_string(&picture).unwrap();
+    for row in rows(&json).filter(|row| row["step"] == "device") {
+        let number = row["number"].as_u64().unwrap();
+        let line = format!(
+            " {number:>3} ● {}",
+            row["text"].as_str().unwrap().split(',').next().unwrap()
+        );
+        assert!(text.contains(&line), "{line:?} is not in:\n{text}");
+        let note = format!(">{number} {}: ", row["place"].as_str().unwrap());
+        assert!(svg.contains(&note), "{note}");
+    }
+    // What the documentation says of the object's form holds for it.
+    for key in [
+        "version",
+        "lab",
+        "source",
+        "destination",
+        "spoofed",
+        "size",
+        "dont_fragment",
+        "token",
+        "outcome",
+        "loss",
+        "rows",
+        "unseen",
+        "unreachable",
+    ] {
+        assert!(json.get(key).is_some(), "{key}");
+    }
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/trace.md");
+    let page = fs::read_to_string(page).unwrap();
+    let row = json["rows"][0].as_object().unwrap();
+    for key in json.as_object().unwrap().keys().chain(row.keys()) {
+        assert!(
+            page.contains(&format!("`{key}`")),
+            "docs/src/trace.md says nothing of {key}"
+        );
+    }
+    for (key, allowed) in [
+        ("leg", &["request", "reply", "error"][..]),
+        ("evidence", &["observed", "derived"]),
+        (
+            "source",
+            &["capture", "counter", "syscall", "kernel", "daemon"],
+        ),
+        (
+            "step",
+            &[
+                "send",
+                "route",
+                "netfilter",
+                "neighbour",
+                "bridge",
+                "device",
+                "lease",
+                "encapsulation",
+                "receive",
+                "delivery",
+                "lost",
+            ],
+        ),
+    ] {
+        for row in rows(&json) {
+            assert!(allowed.contains(&row[key].as_str().unwrap()), "{row:#}");
+        }
+    }
+    // The frames can be taken apart by themselves.
+    let hex = rows(&json)
+        .find(|row| row["encapsulated"] == true && row["step"] == "device")
+        .unwrap();
+    let file = folder.path().join("frame.hex");
+    fs::write(&file, hex["frames"][0]["hex"].as_str().unwrap()).unwrap();
+    let read = overlayd(&["dissect", file.to_str().unwrap()]);
+    assert!(
+        out(&read).contains("84 (IPv4 packet) + 64 overhead"),
+        "{}",
+        out(&read)
+    );
+    let drawn = lab.trace(&["node1/pod1", "10.244.2.2", "--svg", "-"]);
+    assert!(out(&drawn).starts_with("<svg") && out(&drawn).trim_end().ends_with("</svg>"));
+}
+
+#[test]
+fn a_host_sees_its_own_part_of_the_way() {
+    let lab = Up::new("host", &["--nodes", "2"]);
+    let binary = env!("CARGO_BIN_EXE_overlayd-under-test");
+    let on_node = |rest: &[&str]| {
+        let arguments = [
+            &[
+                "lab", "sh", "--name", &lab.0, "node1", binary, "trace", "--host",
+            ],
+            rest,
+        ]
+        .concat();
+        overlayd(&arguments)
+    };
+    let done = on_node(&["10.244.1.2", "10.244.2.2", "--json"]);
+    let trace: Value =
+        serde_json::from_slice(&done.stdout).unwrap_or_else(|e| panic!("{e}: {}", err(&done)));
+    assert_eq!(
+        (&trace["outcome"], done.status.code()),
+        (&"answered".into(), Some(0))
+    );
+    assert!(trace["lab"].is_null());
+    assert_eq!(trace["unseen"].as_array().unwrap().len(), 1);
+    let seen: Vec<_> = rows(&trace)
+        .filter(|row| row["step"] == "device")
+        .map(|row| row["device"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "eth0",
+            "veth-pod1",
+            "cni0",
+            "overlay0",
+            "eth0",
+            "eth0",
+            "overlay0",
+            "cni0",
+            "veth-pod1",
+            "eth0"
+        ]
+    );
+    assert!(rows(&trace).all(|row| row["place"] != "underlay" && row["place"] != "node2"));
+    // From the host itself, to a pod of its own.
+    let done = on_node(&["10.244.1.1", "10.244.1.3"]);
+    assert_eq!(done.status.code(), Some(0), "{}{}", out(&done), err(&done));
+    assert!(out(&on_node(&["10.244.1.1", "10.244.1.3", "--svg", "-"])).contains("this host"));
+    let done = on_node(&["10.9.9.9", "10.244.1.3"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        err(&done).contains("10.9.9.9 is no address of this host"),
+        "{}",
+        err(&done)
+    );
+}
+
+#[test]
+fn a_stopped_daemon_is_named() {
+    let lab = Up::new("stop", &["--nodes", "2"]);
+    let status = overlayd(&["lab", "status", "--name", &lab.0, "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let pid = status["nodes"][0]["daemon"].as_u64().unwrap().to_string();
+    assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+    let gone = || !Path::new("/proc").join(&pid).join("exe").exists();
+    for _ in 0..500 {
+        if gone() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    for (from, to, reason) in [
+        ("node1/pod1", "node2/pod1", "no-route"),
+        ("node2/pod1", "node1/pod1", "no-daemon"),
+    ] {
+        let (trace, code) = lab.watched(&[from, to]);
+        assert_eq!(
+            (&trace["loss"]["reason"], code),
+            (&reason.into(), 3),
+            "{:#}",
+            trace["loss"]
+        );
+        assert_eq!(
+            (&trace["loss"]["place"], &trace["unreachable"][0]),
+            (&"node1".into(), &"node1".into())
+        );
+        let done = lab.trace(&[from, to]);
+        assert!(
+            err(&done).contains("the overlayd of node1 does not answer: start it"),
+            "{}",
+            err(&done)
+        );
+    }
+    // What needs no daemon arrives without one.
+    assert_eq!(lab.watched(&["node1/pod1", "node1/pod2"]).1, 0);
+}
+
+#[test]
+fn what_cannot_be_traced_is_said() {
+    let lab = Up::new("bad", &["--nodes", "2", "--no-ipv6"]);
+    for (arguments, code, words) in [
+        (
+            &["node9/pod1", "node1"][..],
+            1,
+            "has no \"node9/pod1\": it has node1 to node2",
+        ),
+        (
+            &["10.244.1.99", "node1"],
+            1,
+            "10.244.1.99 is no address of lab",
+        ),
+        (
+            &["underlay", "node1"],
+            1,
+            "a packet starts and ends at a node or a pod",
+        ),
+        (
+            &["-6", "node1/pod1", "node2/pod1"],
+            1,
+            "node1/pod1 has no IPv6 address",
+        ),
+        (&["10.244.1.2", "fd00::1"], 2, "are of two families"),
+        (
+            &["-6", "10.244.1.2", "10.244.2.2"],
+            2,
+            "10.244.1.2 is an IPv4 address",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--size", "63"],
+            2,
+            "63 is not in 64..=65535",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--ttl", "0"],
+            2,
+            "0 is not in 1..=255",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--spoof", "x"],
+            2,
+            "invalid value 'x'",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--timeout", "inf"],
+            2,
+            "0.05 to 60 seconds",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--svg", "/nonexistent/x.svg"],
+            1,
+            "cannot write /nonexistent/x.svg",
+        ),
+    ] {
+        let done = lab.trace(arguments);
+        assert_eq!(
+            done.status.code(),
+            Some(code),
+            "{arguments:?}: {}",
+            err(&done)
+        );
+        assert!(err(&done).contains(words), "{arguments:?}: {}", err(&done));
+        assert!(out(&done).is_empty(), "{arguments:?}: {}", out(&done));
+    }
+    let none = overlayd(&["trace", "--name", "no-such-lab", "node1/pod1", "node2/pod1"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(err(&none).contains("there is no lab"), "{}", err(&none));
+}

@@ -1,0 +1,191 @@
+//! How tables decide, in words and in bits.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use super::tables::{Candidate, Kernel};
+use crate::kernel::Route;
+use crate::kernel::hooks::{Chain, Hook, Table};
+
+/// How many routes that do not match are shown beside those that do.
+const MISSES: usize = 3;
+
+/// The routes held against a destination, in bits for IPv4. `chosen`: the kernel's own answer.
+pub(super) fn routes(
+    kernel: &Kernel,
+    candidates: &[Candidate],
+    dst: IpAddr,
+    chosen: Option<&Route>,
+) -> Vec<String> {
+    let matching = candidates.iter().filter(|c| c.matches).count();
+    let shown: Vec<_> = candidates
+        .iter()
+        // Every device has fe80::/64: it says nothing here.
+        .filter(|c| c.matches || !is_link_local(&c.route.dst))
+        .take(matching + MISSES)
+        .collect();
+    let width = shown
+        .iter()
+        .map(|c| c.route.dst.to_string().len())
+        .max()
+        .unwrap_or(0)
+        .max(dst.to_string().len());
+    let mut lines = Vec::new();
+    if let IpAddr::V4(ip) = dst {
+        lines.push(format!("{:width$}  {}", dst.to_string(), bits(ip, 32)));
+    }
+    let mut winner = true;
+    for candidate in &shown {
+        let route = &candidate.route;
+        let device = route.oif.map_or("nowhere".into(), |oif| kernel.name(oif));
+        let via = route
+            .via
+            .map(|via| format!(" via {via}"))
+            .unwrap_or_default();
+        let len = route.dst.prefix_len();
+        let masked = candidate.masked;
+        let said = if candidate.matches {
+            let won = match (winner, matching) {
+                (true, 1) => "; wins: the only match",
+                (true, _) => "; wins: the longest match",
+                (false, _) => "",
+            };
+            winner = false;
+            format!("AND gives {masked} ✓ {device}{via}{won}")
+        } else {
+            format!("AND gives {masked} ✗")
+        };
+        let picture = match route.dst.addr() {
+            IpAddr::V4(ip) => format!("{}  ", bits(ip, len)),
+            IpAddr::V6(_) => String::new(),
+        };
+        lines.push(format!("{:width$}  {picture}{said}", route.dst.to_string()));
+    }
+    let left_out = candidates.iter().filter(|c| !c.matches).count();
+    let left_out = left_out.saturating_sub(shown.len() - matching);
+    if left_out > 0 && matches!(dst, IpAddr::V4(_)) {
+        lines.push(format!("and {left_out} more that do not match"));
+    }
+    let first = candidates.first().filter(|c| c.matches);
+    let agrees =
+        |route: &Route| first.is_some_and(|c| c.route.oif == route.oif && c.route.via == route.via);
+    if chosen.is_some_and(|route| !agrees(route)) {
+        lines.push(
+            "the kernel decides otherwise: by another table (`ip rule`), or by what ICMP told it"
+                .into(),
+        );
+    }
+    lines
+}
+
+fn is_link_local(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local() || net.addr().is_multicast())
+}
+
+/// An address in bits; those behind the prefix, which the AND makes 0, as dots.
+fn bits(ip: Ipv4Addr, len: u8) -> String {
+    let mut text = String::new();
+    for bit in 0..32u8 {
+        if bit > 0 && bit % 8 == 0 {
+            text.push(' ');
+        }
+        text.push(match (bit < len, ip.to_bits() >> (31 - bit) & 1) {
+            (false, _) => '·',
+            (true, 0) => '0',
+            (true, _) => '1',
+        });
+    }
+    text
+}
+
+/// The chains that a packet of this family meets at these hooks; `rose` says by how much a rule's counter did.
+pub(super) fn chains(
+    all: &[Chain],
+    hooks: &[Hook],
+    v6: bool,
+    rose: impl Fn(&Chain, u64) -> u64,
+) -> (Vec<String>, bool) {
+    let mut lines = Vec::new();
+    let mut counted = false;
+    for hook in hooks {
+        for chain in all.iter().filter(|c| c.hook == *hook && sees(c, v6)) {
+            let policy = if chain.drops { "drop" } else { "accept" };
+            let mut line = format!(
+                "{}: chain {} of table {} {}, priority {}, policy {policy}, {}",
+                hook.name(),
+                chain.name,
+                chain.family.name(),
+                chain.table,
+                chain.priority,
+                count(chain.rules.len(), "rule"),
+            );
+            let dropping = chain.rules.iter().filter(|rule| rule.drops).count();
+            if dropping > 0 {
+                line += &format!(
+                    ", {dropping} of which {}",
+                    if dropping == 1 { "drops" } else { "drop" }
+                );
+            }
+            lines.push(line);
+            for rule in &chain.rules {
+                let rise = rose(chain, rule.handle);
+                if rise > 0 {
+                    counted = true;
+                    let does = if rule.drops { "drops" } else { "counts" };
+                    lines.push(format!(
+                        "  rule {} matched {} meanwhile: it {does} them",
+                        rule.handle,
+                        count_u64(rise, "packet")
+                    ));
+                }
+            }
+        }
+    }
+    (lines, counted)
+}
+
+/// Does the chain see IP packets of this family?
+pub(super) fn sees(chain: &Chain, v6: bool) -> bool {
+    match chain.family {
+        Table::Inet => true,
+        Table::Ip => !v6,
+        Table::Ip6 => v6,
+        Table::Bridge => false,
+    }
+}
+
+/// `1 rule`, `2 rules`
+pub(super) fn count(n: usize, what: &str) -> String {
+    count_u64(n as u64, what)
+}
+
+fn count_u64(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// `aa:bb:cc:dd:ee:ff`
+pub(super) fn mac(mac: [u8; 6]) -> String {
+    encap::MacAddr(mac).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_behind_the_mask_are_dots() {
+        assert_eq!(
+            bits(Ipv4Addr::new(10, 244, 2, 2), 32),
+            "00001010 11110100 00000010 00000010"
+        );
+        assert_eq!(
+            bits(Ipv4Addr::new(10, 244, 0, 0), 20),
+            "00001010 11110100 0000···· ········"
+        );
+        assert_eq!(
+            bits(Ipv4Addr::UNSPECIFIED, 0),
+            "········ ········ ········ ········"
+        );
+    }
+}

@@ -1,0 +1,426 @@
+//! Why a packet was lost: the daemon's drop counters, netfilter's rules, ICMP errors, the kernel's counters, in this order
+//! of certainty. What none of them shows is said to be unknown.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::explain;
+use super::sight::Kind;
+use super::tables::Counts;
+use super::walk::error_name;
+use super::watch::Caught;
+use super::{Evidence, Leg, Loss, NOBODY};
+use crate::datapath::DropReason;
+use crate::kernel::hooks::Hook;
+
+/// What the packet passed since it was last seen.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Passed {
+    pub(super) hooks: Vec<(usize, Hook)>,
+    /// A neighbour that did not answer.
+    pub(super) neighbour: Option<(usize, IpAddr)>,
+    /// A daemon, and in which direction.
+    pub(super) daemon: Option<(usize, &'static str)>,
+}
+
+/// A packet that was seen no more.
+pub(super) struct Case<'a> {
+    pub(super) place: usize,
+    pub(super) name: &'a str,
+    pub(super) leg: Leg,
+    pub(super) v6: bool,
+    pub(super) passed: &'a Passed,
+    pub(super) before: &'a Counts,
+    pub(super) after: &'a Counts,
+    pub(super) caught: &'a [Caught],
+}
+
+/// Counters of the kernel that tell of a loss (net/ipv4/proc.c, net/ipv6/proc.c): name, reason, meaning, advice.
+const KERNEL: &[(&str, &str, &str, &str)] = &[
+    (
+        "TcpExt.IPReversePathFilter",
+        "rp-filter",
+        "The kernel would not answer the packet's source by the device it came from (RFC 3704)",
+        "is the source address a lie? If not, see `sysctl net.ipv4.conf.all.rp_filter` and the route back to it",
+    ),
+    (
+        "Ip.InAddrErrors",
+        "bad-address",
+        "The kernel found an address in the packet that cannot be",
+        "look at the packet's addresses: is the source one of this node's own?",
+    ),
+    (
+        "Ip6InAddrErrors",
+        "bad-address",
+        "The kernel found an address in the packet that cannot be",
+        "look at the packet's addresses: is the source one of this node's own?",
+    ),
+    (
+        "IpExt.InNoRoutes",
+        "no-route",
+        "The kernel has no route to the destination",
+        "`ip route get` for the destination, there; on a node: does overlayd run, and is its device up?",
+    ),
+    (
+        "Ip.OutNoRoutes",
+        "no-route",
+        "The kernel has no route to the destination",
+        "`ip route get` for the destination, there; on a node: does overlayd run, and is its device up?",
+    ),
+    (
+        "Ip6InNoRoutes",
+        "no-route",
+        "The kernel has no route to the destination",
+        "`ip -6 route get` for the destination, there; on a node: does overlayd run, and is its device up?",
+    ),
+    (
+        "Ip6OutNoRoutes",
+        "no-route",
+        "The kernel has no route to the destination",
+        "`ip -6 route get` for the destination, there; on a node: does overlayd run, and is its device up?",
+    ),
+    (
+        "Ip6InTooBigErrors",
+        "too-big",
+        "The packet is larger than the next device's MTU, and IPv6 routers do not fragment",
+        "send smaller packets; a sender that hears the ICMP error does so by itself",
+    ),
+    (
+        "Ip.FragFails",
+        "too-big",
+        "The packet is larger than the next device's MTU and may not be fragmented",
+        "send smaller packets, or let them be fragmented; a sender that hears the ICMP error does so by itself",
+    ),
+    (
+        "Udp.InCsumErrors",
+        "udp-checksum",
+        "The kernel found a wrong UDP checksum on the outer datagram",
+        "bytes were damaged on the underlay: look at its offloads",
+    ),
+    (
+        "Udp.NoPorts",
+        "no-port",
+        "No program has a socket for the datagram",
+        "does overlayd run on this node, with the same port as its peers?",
+    ),
+];
+
+/// Finds out why the packet was lost.
+pub(super) fn why(case: &Case<'_>) -> Loss {
+    by_daemon(case)
+        .or_else(|| by_chain(case, true))
+        .or_else(|| by_error(case))
+        .or_else(|| by_counter(case))
+        .or_else(|| by_neighbour(case))
+        .or_else(|| by_chain(case, false))
+        .unwrap_or_else(|| Loss {
+            leg: case.leg,
+            place: case.name.to_owned(),
+            reason: "unknown".into(),
+            by: NOBODY,
+            evidence: Evidence::Derived,
+            meaning: "it was seen no more, and no counter that is looked at tells of it".into(),
+            advice: "capture around this place (tcpdump), and look at `ip -s link`, `nstat` and tc filters there".into(),
+        })
+}
+
+fn by_daemon(case: &Case<'_>) -> Option<Loss> {
+    let (place, direction) = case.passed.daemon?;
+    if place != case.place {
+        return None;
+    }
+    let reason = daemon_drop(case.before, case.after, direction, DropReason::ALL)?;
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: reason.name().into(),
+        by: "overlayd",
+        evidence: Evidence::Observed,
+        meaning: lower(reason.meaning()),
+        advice: reason.advice().into(),
+    })
+}
+
+/// Which of the reasons' counters rose. What the kernel itself probes new devices with does not count.
+pub(super) fn daemon_drop(
+    before: &Counts,
+    after: &Counts,
+    direction: &str,
+    among: &[DropReason],
+) -> Option<DropReason> {
+    let mut reasons = among
+        .iter()
+        .filter(|reason| **reason != DropReason::NotUnicast);
+    let rose = |reason: &&DropReason| after.drop_rise(before, direction, reason.name()) > 0;
+    reasons.find(rose).copied()
+}
+
+/// The chain or rule, among those passed, that dropped: one whose counter rose, or, if `counted` is false, one that may.
+fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
+    let (what, sure) = dropped_by_chains(case.passed, case.before, case.after, case.v6)?;
+    if counted && !sure {
+        return None;
+    }
+    let rejected = case
+        .caught
+        .iter()
+        .any(|caught| matches!(caught.sight.kind, Kind::Error(..)));
+    let how = if sure {
+        format!("{what} dropped it, as its counter says")
+    } else {
+        format!("{what} is all that stands between where it was seen last and where it was not")
+    };
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: "filtered".into(),
+        by: "kernel",
+        evidence: if sure {
+            Evidence::Observed
+        } else {
+            Evidence::Derived
+        },
+        meaning: if rejected && sure {
+            format!("{how}, and told the sender")
+        } else {
+            how
+        },
+        advice: if sure {
+            format!(
+                "`nft -a list ruleset`, in {}, shows the rule; accept the packet before it",
+                case.name
+            )
+        } else {
+            format!(
+                "`nft -a list ruleset`, in {}; a `counter` in the rule would make it sure; accept the packet before it",
+                case.name
+            )
+        },
+    })
+}
+
+/// Among the chains passed: what dropped the packet, and whether a counter says so.
+pub(super) fn dropped_by_chains(
+    passed: &Passed,
+    before: &Counts,
+    after: &Counts,
+    v6: bool,
+) -> Option<(String, bool)> {
+    let mut suspect = None;
+    let hooks = passed.hooks.iter().map(|(_, hook)| *hook);
+    for hook in hooks {
+        for chain in after
+            .chains
+            .iter()
+            .filter(|c| c.hook == hook && explain::sees(c, v6))
+        {
+            let name = format!(
+                "chain {} of table {} {}",
+                chain.name,
+                chain.family.name(),
+                chain.table
+            );
+            for rule in chain.rules.iter().filter(|rule| rule.drops) {
+                let text = format!("rule {} in {name}", rule.handle);
+                if after.rule_rise(before, chain, rule.handle) > 0 {
+                    return Some((text, true));
+                }
+                // One that counts, and did not, is innocent.
+                if rule.packets.is_none() {
+                    suspect.get_or_insert((text, false));
+                }
+            }
+            if chain.drops {
+                suspect.get_or_insert((format!("the policy drop of {name}"), false));
+            }
+        }
+    }
+    suspect
+}
+
+/// An ICMP error that this place sent.
+fn by_error(case: &Case<'_>) -> Option<Loss> {
+    let sent = |caught: &&Caught| caught.place == case.place && caught.out;
+    let first = case
+        .caught
+        .iter()
+        .find(|c| matches!(c.sight.kind, Kind::Error(..)))?;
+    let error = Some(first).filter(sent)?;
+    let Kind::Error(kind, code, mtu) = error.sight.kind else {
+        return None;
+    };
+    let v6 = error.sight.ip.src.is_ipv6();
+    let name = error_name(v6, kind, code);
+    let too_big = (!v6 && (kind, code) == (3, 4)) || (v6 && kind == 2);
+    let time = (kind == 11 && !v6) || (kind == 3 && v6);
+    let unreachable = kind == (if v6 { 1 } else { 3 });
+    let (reason, advice) = match () {
+        () if too_big => (
+            "too-big",
+            "send smaller packets, or let them be fragmented; a sender that hears the ICMP error does so by itself (path MTU discovery, RFC 1191, RFC 8201)",
+        ),
+        () if time => (
+            "ttl",
+            "raise the TTL; if it was 64, look for a routing loop",
+        ),
+        () if name.contains("Prohibited") => {
+            ("filtered", "`nft list ruleset`, there: a rule rejects it")
+        }
+        () if unreachable && code == 0 => (
+            "no-route",
+            "`ip route get` for the destination, there; on a node: does overlayd run, and is its device up?",
+        ),
+        () if unreachable && code == (if v6 { 3 } else { 1 }) => (
+            "no-neighbour",
+            "nobody on that network has the address: is the pod there? See `ip neighbour`",
+        ),
+        () => ("refused", "see what the error says"),
+    };
+    let mtu = mtu
+        .filter(|mtu| *mtu > 0)
+        .map(|mtu| format!(", MTU {mtu}"))
+        .unwrap_or_default();
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: reason.into(),
+        by: "kernel",
+        evidence: Evidence::Observed,
+        meaning: format!("its kernel says so with an ICMP error, {name}{mtu}"),
+        advice: advice.into(),
+    })
+}
+
+fn by_counter(case: &Case<'_>) -> Option<Loss> {
+    let rose = |name: &str| case.after.kernel_rise(case.before, name) > 0;
+    let (name, reason, meaning, advice) = KERNEL.iter().find(|(name, ..)| rose(name))?;
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: (*reason).into(),
+        by: "kernel",
+        evidence: Evidence::Observed,
+        meaning: format!("{}: its counter {name} rose", lower(meaning)),
+        advice: (*advice).into(),
+    })
+}
+
+fn by_neighbour(case: &Case<'_>) -> Option<Loss> {
+    let (place, next) = case.passed.neighbour?;
+    (place == case.place).then(|| Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: "no-neighbour".into(),
+        by: "kernel",
+        evidence: Evidence::Derived,
+        meaning: format!(
+            "nobody answers for {next} on that network, so there is no Ethernet address to send to"
+        ),
+        advice: format!("is the pod with {next} there, and up? See `ip neighbour`, `bridge link`"),
+    })
+}
+
+/// The sender's own kernel would not take it.
+pub(super) fn refused(
+    place: &str,
+    leg: Leg,
+    error: &io::Error,
+    mtu: Option<u32>,
+    device: &str,
+) -> Loss {
+    let (reason, meaning, advice) = match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => (
+            "too-big",
+            match mtu {
+                Some(mtu) => format!(
+                    "the sender's own kernel refuses it: more than the MTU {mtu} of {device}, and it may not be fragmented"
+                ),
+                None => "the sender's own kernel refuses it: too big, and it may not be fragmented"
+                    .to_owned(),
+            },
+            "send smaller packets, or without --df",
+        ),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => (
+            "no-route",
+            "the sender's own kernel has no route to the destination".to_owned(),
+            "`ip route`, there: is the link up, is there a default route?",
+        ),
+        Some(libc::EPERM) => (
+            "filtered",
+            "the sender's own kernel refuses it: a rule at the hook output drops it".to_owned(),
+            "`nft list ruleset`, there",
+        ),
+        _ => (
+            "refused",
+            format!("the sender's own kernel refuses it: {error}"),
+            "see what the error says",
+        ),
+    };
+    Loss {
+        leg,
+        place: place.to_owned(),
+        reason: reason.into(),
+        by: "kernel",
+        evidence: Evidence::Observed,
+        meaning,
+        advice: advice.into(),
+    }
+}
+
+/// A host that does not forward got somebody else's packet.
+pub(super) fn not_forwarding(place: &str, leg: Leg, dst: IpAddr) -> Loss {
+    let key = if dst.is_ipv4() {
+        "net.ipv4.ip_forward"
+    } else {
+        "net.ipv6.conf.all.forwarding"
+    };
+    Loss {
+        leg,
+        place: place.to_owned(),
+        reason: "not-forwarding".into(),
+        by: "kernel",
+        evidence: Evidence::Derived,
+        meaning: format!(
+            "the packet is for {dst}, which is not here, and {key} is 0: this place forwards nothing"
+        ),
+        advice: format!("on a node: `sysctl -w {key}=1`; on a pod: why did it get this packet?"),
+    }
+}
+
+/// A TUN device that nobody reads.
+pub(super) fn no_reader(place: &str, leg: Leg, device: &str) -> Loss {
+    Loss {
+        leg,
+        place: place.to_owned(),
+        reason: "no-daemon".into(),
+        by: NOBODY,
+        evidence: Evidence::Derived,
+        meaning: format!(
+            "it went into the TUN device {device}, and no overlayd that could be asked reads that"
+        ),
+        advice: "is overlayd running there, and does it answer? `overlayd status`".into(),
+    }
+}
+
+/// A daemon that does not answer.
+pub(super) fn silent_daemon(place: &str, leg: Leg) -> Loss {
+    Loss {
+        leg,
+        place: place.to_owned(),
+        reason: "no-daemon".into(),
+        by: NOBODY,
+        evidence: Evidence::Derived,
+        meaning: "the overlayd of this node does not answer, so nobody takes the packet on".into(),
+        advice: "start it (`overlayd run`) and look into its log".into(),
+    }
+}
+
+/// A sentence as part of another.
+fn lower(sentence: &str) -> String {
+    let mut letters = sentence.trim_end_matches('.').chars();
+    let first = letters
+        .next()
+        .map(|c| c.to_lowercase().to_string())
+        .unwrap_or_default();
+    first + letters.as_str()
+}

@@ -1,0 +1,139 @@
+//! A trace drawn on a topology: the ways there and back, with the numbers of the rows where the packet was seen.
+
+use anyhow::Result;
+
+use super::tables::Looker;
+use super::world::{Role, World};
+use super::{Direction, Evidence, Leg, Row, Step, Trace};
+use crate::lab::graph::{Look, Mark, Node, Part, Picture, Pod, Topology, Way};
+use crate::observe::client;
+
+/// Draws the trace on the topology that it went through.
+#[must_use]
+pub fn picture(trace: &Trace, topology: Topology) -> Picture {
+    let mut ways = Vec::new();
+    for leg in [Leg::Request, Leg::Reply, Leg::Error] {
+        // An error takes the line of the way back: where there is one, there is no reply beside it.
+        let rows: Vec<_> = trace.rows.iter().filter(|row| row.leg == leg).collect();
+        if !rows.is_empty() {
+            ways.push(way(&rows));
+        }
+    }
+    let (source, destination) = (&trace.source, &trace.destination);
+    let mut notes = vec![format!(
+        "One marked packet of {} bytes, {} to {}. Full: seen there by a capture; crossed: lost.",
+        trace.size, source.ip, destination.ip
+    )];
+    notes.extend(trace.rows.iter().filter(|row| is_marked(row)).map(note));
+    Picture {
+        topology,
+        ways,
+        notes,
+    }
+}
+
+fn is_marked(row: &Row) -> bool {
+    matches!(row.step, Step::Device | Step::Lost)
+}
+
+fn way(rows: &[&Row]) -> Way {
+    let mut way = Way::default();
+    for row in rows {
+        let Some(point) = row.point else { continue };
+        if way.points.last() != Some(&point) {
+            way.points.push(point);
+        }
+        if is_marked(row) {
+            way.marks.push(Mark {
+                at: point,
+                number: u16::try_from(row.number).unwrap_or(u16::MAX),
+                look: match (row.step, row.evidence) {
+                    (Step::Lost, _) => Look::Lost,
+                    (_, Evidence::Observed) => Look::Seen,
+                    (_, Evidence::Derived) => Look::Derived,
+                },
+            });
+        }
+    }
+    way
+}
+
+fn note(row: &Row) -> String {
+    let (number, place) = (row.number, &row.place);
+    match (row.direction, &row.device, row.ttl, row.length) {
+        (Some(direction), Some(device), Some(ttl), Some(length)) => {
+            let way = match direction {
+                Direction::Out => "out by",
+                Direction::In => "in by",
+            };
+            let fragments = match row.frames.len() {
+                1 => String::new(),
+                n => format!(", the first of {n} fragments"),
+            };
+            format!("{number} {place}: {way} {device}, TTL {ttl}, {length} bytes{fragments}")
+        }
+        _ => format!("{number} {place}: {}", row.text),
+    }
+}
+
+/// This host as a topology: its daemon with device and underlay interface, a bridge, and what hangs on it.
+///
+/// # Errors
+/// When its kernel refuses to answer.
+pub fn of_host(world: &World) -> Result<Topology> {
+    let mut looker = Looker::new(world)?;
+    let status = world.places[0]
+        .socket
+        .as_ref()
+        .and_then(|socket| client::status(socket).ok());
+    let text = |path: &str| {
+        status
+            .as_ref()
+            .and_then(|s| s.pointer(path)?.as_str().map(str::to_owned))
+    };
+    let (device, underlay) = (text("/device/name"), text("/device/underlay"));
+    let kernel = looker.look(0)?;
+    let part = |name: &str, kind: &str| {
+        let link = kernel.links.iter().find(|link| link.name == name)?;
+        let addresses = kernel
+            .addresses
+            .iter()
+            .filter(|a| a.ifindex == link.index && a.scope == 0);
+        let addresses = addresses.map(|a| format!("{}/{}", a.ip, a.prefix_len));
+        let mut part = Part::new(name, kind).mtu(link.mtu).lines(addresses);
+        part.on = link.up;
+        Some(part)
+    };
+    let bridge = kernel
+        .links
+        .iter()
+        .find(|link| link.kind.as_deref() == Some("bridge"));
+    let pods = world
+        .places
+        .iter()
+        .enumerate()
+        .filter(|(_, place)| place.role == Role::Guest);
+    let pods = pods.filter_map(|(index, place)| {
+        Some(Pod {
+            number: u8::try_from(index).ok()?,
+            name: place.name.clone(),
+            eth: Some(Part::new("eth0", "")),
+            veth: Some(Part::new("veth", "")),
+            plugged: bridge.is_some(),
+        })
+    });
+    Ok(Topology {
+        title: "this host".into(),
+        underlay: Part::new("the underlay", "not seen from here"),
+        nodes: vec![Node {
+            number: 1,
+            name: text("/node").unwrap_or_else(|| "this host".into()),
+            eth: underlay.and_then(|name| part(&name, "")),
+            daemon: status.is_some().then(|| Part::new("overlayd", "leases")),
+            tun: device.and_then(|name| part(&name, "TUN")),
+            kernel: Some(Part::new("kernel", "routes")),
+            bridge: bridge.and_then(|link| part(&link.name, "bridge")),
+            pods: pods.collect(),
+        }],
+    })
+}

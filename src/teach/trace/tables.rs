@@ -1,0 +1,298 @@
+//! The tables that a packet is led by, read where and when they are needed: links, addresses, routes, neighbours, bridge
+//! entries, netfilter chains, counters of the kernel, status and leases of daemons.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::Result;
+use ipnet::IpNet;
+use tokio::runtime::Runtime;
+
+use super::world::World;
+use crate::kernel::hooks::{self, Chain};
+use crate::kernel::{Address, BridgeEntry, Link, Neighbour, NetNs, Netlink, Route};
+use crate::observe::client;
+use crate::observe::status::{Status, Who};
+
+/// The kernel's tables of one place.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    netlink: Netlink,
+    pub(super) links: Vec<Link>,
+    pub(super) addresses: Vec<Address>,
+    pub(super) routes: Vec<Route>,
+    pub(super) neighbours: Vec<Neighbour>,
+    pub(super) bridge: Vec<BridgeEntry>,
+    pub(super) chains: Vec<Chain>,
+    /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
+    pub(super) forwards: (bool, bool),
+}
+
+impl Kernel {
+    async fn read(namespace: &NetNs) -> Result<Self> {
+        let netlink = Netlink::open_in(namespace)?;
+        let (chains, forwards) = namespace.run(|| {
+            let on = |key| crate::kernel::sysctl::read(key).is_ok_and(|value| value != "0");
+            let forwards = (
+                on("net.ipv4.ip_forward"),
+                on("net.ipv6.conf.all.forwarding"),
+            );
+            (hooks::chains(), forwards)
+        })?;
+        Ok(Self {
+            links: netlink.links().await?,
+            addresses: netlink.addresses().await?,
+            routes: netlink.routes().await?,
+            neighbours: netlink.neighbours().await?,
+            bridge: netlink.bridge_entries().await?,
+            chains: chains?,
+            forwards,
+            netlink,
+        })
+    }
+
+    pub(super) fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// For people: the link's name, or its number where it has gone.
+    pub(super) fn name(&self, index: u32) -> String {
+        let link = self.link(index);
+        link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
+    }
+
+    pub(super) fn owner(&self, ip: IpAddr) -> Option<&Link> {
+        let address = self.addresses.iter().find(|address| address.ip == ip)?;
+        self.link(address.ifindex)
+    }
+
+    pub(super) fn neighbour(&self, ifindex: u32, ip: IpAddr) -> Option<&Neighbour> {
+        let mut entries = self.neighbours.iter();
+        entries.find(|entry| entry.ifindex == ifindex && entry.ip == ip)
+    }
+
+    /// Behind which port of the bridge an Ethernet address is.
+    pub(super) fn port(&self, bridge: u32, mac: [u8; 6]) -> Option<&BridgeEntry> {
+        let mut entries = self.bridge.iter();
+        entries.find(|entry| entry.bridge == bridge && entry.mac == mac)
+    }
+}
+
+/// What can be counted at a place.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counts {
+    /// The kernel's own: `Ip.InAddrErrors`.
+    pub(super) kernel: BTreeMap<String, u64>,
+    pub(super) chains: Vec<Chain>,
+    pub(super) daemon: Option<Status>,
+}
+
+impl Counts {
+    /// What it counts now. A daemon that cannot be asked is none.
+    pub(super) fn read(namespace: &NetNs, socket: Option<&Path>) -> Result<Self> {
+        let (kernel, chains) = namespace.run(|| (kernel_counters(), hooks::chains()))?;
+        let answer = socket.and_then(|socket| client::status(socket).ok());
+        Ok(Self {
+            kernel,
+            chains: chains?,
+            daemon: answer.and_then(|answer| serde_json::from_value(answer).ok()),
+        })
+    }
+
+    /// By how much a counter of the kernel has grown.
+    pub(super) fn kernel_rise(&self, before: &Self, name: &str) -> u64 {
+        let get = |counts: &Self| counts.kernel.get(name).copied().unwrap_or(0);
+        get(self).saturating_sub(get(before))
+    }
+
+    /// By how much a daemon's count of drops for this reason has grown.
+    pub(super) fn drop_rise(&self, before: &Self, direction: &str, reason: &str) -> u64 {
+        let get = |counts: &Self| {
+            let drops = counts.daemon.iter().flat_map(|status| &status.drops);
+            let mut drops = drops.filter(|d| d.direction == direction && d.reason == reason);
+            drops.next().map_or(0, |drop| drop.packets)
+        };
+        get(self).saturating_sub(get(before))
+    }
+
+    /// By how much a rule's count has grown.
+    pub(super) fn rule_rise(&self, before: &Self, chain: &Chain, handle: u64) -> u64 {
+        let get = |counts: &Self| {
+            let same = |c: &&Chain| {
+                (c.family, &c.table, &c.name) == (chain.family, &chain.table, &chain.name)
+            };
+            let rules = counts.chains.iter().find(same).map(|c| &c.rules);
+            let rule = rules.and_then(|rules| rules.iter().find(|rule| rule.handle == handle));
+            rule.and_then(|rule| rule.packets).unwrap_or(0)
+        };
+        get(self).saturating_sub(get(before))
+    }
+}
+
+/// The counters of the calling thread's namespace (proc_net(5); RFC 1213 defines most of those in `snmp`).
+fn kernel_counters() -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for file in ["snmp", "netstat"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        let text = text.unwrap_or_default();
+        let mut lines = text.lines();
+        // A line of names, then one of values.
+        while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+            let mut names = names.split_whitespace();
+            let group = names.next().unwrap_or_default().trim_end_matches(':');
+            for (name, value) in names.zip(values.split_whitespace().skip(1)) {
+                found.insert(format!("{group}.{name}"), value.parse().unwrap_or(0));
+            }
+        }
+    }
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap_or_default();
+    for line in text.lines() {
+        if let Some((name, value)) = line.split_once(char::is_whitespace) {
+            found.insert(name.to_owned(), value.trim().parse().unwrap_or(0));
+        }
+    }
+    found
+}
+
+/// A route held against a destination.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) route: Route,
+    /// The destination AND the route's mask.
+    pub(super) masked: IpAddr,
+    pub(super) matches: bool,
+}
+
+/// The routes of the destination's family held against it, the one that wins first: among those that match, the one with
+/// the longest prefix, then the one with the lowest metric (RFC 1812 section 5.2.4.3).
+pub(super) fn candidates(routes: &[Route], dst: IpAddr) -> Vec<Candidate> {
+    let same = |route: &&Route| matches!(route.dst, IpNet::V4(_)) == dst.is_ipv4();
+    let mut found: Vec<_> = routes
+        .iter()
+        .filter(same)
+        .map(|route| {
+            let masked = IpNet::new_assert(dst, route.dst.prefix_len())
+                .trunc()
+                .addr();
+            Candidate {
+                matches: masked == route.dst.trunc().addr(),
+                masked,
+                route: route.clone(),
+            }
+        })
+        .collect();
+    found.sort_by_key(|c| {
+        (
+            !c.matches,
+            std::cmp::Reverse(c.route.dst.prefix_len()),
+            c.route.metric,
+        )
+    });
+    found
+}
+
+/// Looks tables up, and keeps what it has read.
+pub(super) struct Looker<'a> {
+    world: &'a World,
+    runtime: Runtime,
+    kernels: HashMap<usize, Kernel>,
+}
+
+impl<'a> Looker<'a> {
+    pub(super) fn new(world: &'a World) -> Result<Self> {
+        Ok(Self {
+            world,
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+            kernels: HashMap::new(),
+        })
+    }
+
+    /// Reads a place's tables, if they were not yet.
+    pub(super) fn look(&mut self, place: usize) -> Result<&Kernel> {
+        if !self.kernels.contains_key(&place) {
+            let namespace = &self.world.places[place].namespace;
+            let kernel = self.runtime.block_on(Kernel::read(namespace))?;
+            self.kernels.insert(place, kernel);
+        }
+        Ok(&self.kernels[&place])
+    }
+
+    /// The route that the kernel itself takes to `dst`.
+    pub(super) fn route(&mut self, place: usize, dst: IpAddr) -> Result<Option<Route>> {
+        let netlink = self.look(place)?.netlink.clone();
+        Ok(self.runtime.block_on(netlink.route_to(dst))?)
+    }
+
+    /// Where the other end of a veth is: place and index. `None`: not in a place that we can look into.
+    pub(super) fn other_end(&mut self, place: usize, ifindex: u32) -> Result<Option<(usize, u32)>> {
+        let world = self.world;
+        let kernel = self.look(place)?;
+        let Some((peer, id)) = kernel
+            .link(ifindex)
+            .and_then(|link| Some((link.lower?, link.lower_ns)))
+        else {
+            return Ok(None);
+        };
+        let Some(id) = id else {
+            return Ok(Some((place, peer)));
+        };
+        let netlink = kernel.netlink.clone();
+        for (index, other) in world.places.iter().enumerate() {
+            if self.runtime.block_on(netlink.id_of(&other.namespace))? == Some(id) {
+                return Ok(Some((index, peer)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where a daemon's tables lead a destination; `None`: it cannot be asked.
+    pub(super) fn who(&self, place: usize, dst: IpAddr) -> Option<Who> {
+        let socket = self.world.places[place].socket.as_ref()?;
+        client::who(socket, dst).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(dst: &str, oif: u32, metric: u32) -> Route {
+        Route {
+            dst: dst.parse().unwrap(),
+            oif: Some(oif),
+            via: None,
+            src: None,
+            mtu: None,
+            metric,
+            protocol: 2,
+            scope: 0,
+            unicast: true,
+        }
+    }
+
+    #[test]
+    fn the_longest_match_stands_first_then_the_lowest_metric() {
+        let routes = [
+            route("0.0.0.0/0", 1, 0),
+            route("10.244.0.0/16", 2, 0),
+            route("10.99.0.0/24", 3, 0),
+            route("10.244.2.0/24", 4, 200),
+            route("10.244.2.0/24", 5, 100),
+            route("fd00::/8", 6, 0),
+        ];
+        let found = candidates(&routes, "10.244.2.2".parse().unwrap());
+        let order: Vec<_> = found
+            .iter()
+            .map(|c| (c.route.oif.unwrap(), c.matches))
+            .collect();
+        assert_eq!(
+            order,
+            [(5, true), (4, true), (2, true), (1, true), (3, false)]
+        );
+        assert_eq!(found[4].masked.to_string(), "10.244.2.0");
+        assert_eq!(found[2].masked.to_string(), "10.244.0.0");
+    }
+}

@@ -1,0 +1,370 @@
+//! From table to table and from capture to capture: the way of the packet as rows.
+//!
+//! The walk knows at each point what the tables make of the packet next, writes that down as derived, and looks for the
+//! capture that confirms it. Where the packet was seen elsewhere instead, it goes on from there and says so; where it was
+//! seen no more, it was lost.
+
+mod daemon;
+mod kernel;
+mod rows;
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::explain;
+use super::fate::{self, Passed};
+use super::send::Sent;
+use super::sight::Kind;
+use super::tables::{Counts, Looker};
+use super::watch::Caught;
+use super::world::World;
+pub(super) use rows::error_name;
+
+use super::{EndName, Evidence, Leg, Loss, Outcome, Probe, Row, Source, Step, Trace, VERSION};
+
+/// No way has more stations; a loop has.
+const MAX_STATIONS: usize = 100;
+
+/// Where the packet is, and what happens next.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A program of this place, or its kernel, sends it.
+    Emit { place: usize },
+    /// It goes to a next hop through a device.
+    Transmit {
+        place: usize,
+        oif: u32,
+        next: IpAddr,
+    },
+    /// It was seen leaving through a device.
+    Left { place: usize, ifindex: u32 },
+    /// It was seen arriving by a device.
+    Arrived { place: usize, ifindex: u32 },
+    /// A place's IP layer has it.
+    Receive { place: usize },
+    /// A place's daemon reads it from its device.
+    DaemonOut { place: usize },
+    /// A place's daemon receives it over the underlay.
+    DaemonIn { place: usize },
+    /// It is over.
+    End(End),
+}
+
+/// How a leg ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It was delivered at this place.
+    Delivered(usize),
+    /// It was lost at this place.
+    Lost(usize),
+    /// It went where we cannot look.
+    Beyond,
+}
+
+/// The packet of a leg: the one that is walked.
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    leg: Leg,
+    src: IpAddr,
+    dst: IpAddr,
+}
+
+struct Walk<'a> {
+    world: &'a World,
+    looker: Looker<'a>,
+    before: &'a [Counts],
+    after: &'a [Counts],
+    caught: Vec<Caught>,
+    used: Vec<bool>,
+    rows: Vec<Row>,
+    unseen: Vec<String>,
+    unreachable: Vec<String>,
+    packet: Packet,
+    /// While it is encapsulated: the outer addresses.
+    outer: Option<(IpAddr, IpAddr)>,
+    /// The last capture on its way.
+    last: Option<usize>,
+    /// What it passed since.
+    passed: Passed,
+    /// In how many pieces it was last seen.
+    fragments: usize,
+    /// Some of them are lost: what is left will never be a packet again.
+    crippled: bool,
+    /// How a route wins has been said.
+    taught_routes: bool,
+    loss: Option<Loss>,
+}
+
+/// Walks the request, what came of it, and the errors about either.
+pub(super) fn walk(
+    world: &World,
+    probe: &Probe,
+    sent: &Sent,
+    caught: Vec<Caught>,
+    before: &[Counts],
+    after: &[Counts],
+) -> Result<Trace> {
+    let start = world.source.place.unwrap_or(0);
+    let mut walk = Walk {
+        world,
+        looker: Looker::new(world)?,
+        before,
+        after,
+        used: vec![false; caught.len()],
+        caught,
+        rows: Vec::new(),
+        unseen: Vec::new(),
+        unreachable: Vec::new(),
+        packet: Packet {
+            leg: Leg::Request,
+            src: sent.src,
+            dst: sent.dst,
+        },
+        outer: None,
+        last: None,
+        passed: Passed::default(),
+        fragments: 0,
+        crippled: false,
+        taught_routes: false,
+        loss: None,
+    };
+    walk.sends(start, probe, sent);
+    let outcome = walk.legs(start, sent)?;
+    walk.errors()?;
+    Ok(Trace {
+        version: VERSION,
+        lab: world.lab.clone(),
+        source: EndName {
+            name: Some(world.name(start).to_owned()),
+            ip: sent.src,
+        },
+        destination: EndName {
+            name: world
+                .destination
+                .place
+                .map(|place| world.name(place).to_owned()),
+            ip: sent.dst,
+        },
+        spoofed: probe.spoof.is_some(),
+        size: sent.size,
+        dont_fragment: probe.dont_fragment && sent.dst.is_ipv4(),
+        token: sent.token.clone(),
+        outcome,
+        loss: walk.loss,
+        rows: walk.rows,
+        unseen: walk.unseen,
+        unreachable: walk.unreachable,
+    })
+}
+
+impl Walk<'_> {
+    /// The request, and the reply if there was one.
+    fn legs(&mut self, start: usize, sent: &Sent) -> Result<Outcome> {
+        let there = self.run(State::Emit { place: start }, sent.refused.as_ref())?;
+        let delivered = match there {
+            End::Lost(_) => return Ok(Outcome::Lost),
+            End::Delivered(place) => Some(place),
+            End::Beyond => None,
+        };
+        let (src, dst) = (self.packet.dst, self.packet.src);
+        self.begin(Packet {
+            leg: Leg::Reply,
+            src,
+            dst,
+        });
+        let state = match (self.entrance()?, delivered) {
+            (Some(state), _) => state,
+            (None, Some(place)) => State::Emit { place },
+            (None, None) => return Ok(Outcome::Unseen),
+        };
+        if let State::Emit { place } = state {
+            self.replies(place);
+        }
+        Ok(match self.run(state, None)? {
+            End::Delivered(place) if place == start => Outcome::Answered,
+            End::Delivered(_) => Outcome::Elsewhere,
+            End::Lost(_) => Outcome::Lost,
+            End::Beyond => Outcome::Unseen,
+        })
+    }
+
+    /// The ICMP errors that were seen, each from where it was first seen.
+    fn errors(&mut self) -> Result<()> {
+        while let Some(index) = self.next_error() {
+            let ip = &self.caught[index].sight.ip;
+            self.begin(Packet {
+                leg: Leg::Error,
+                src: ip.src,
+                dst: ip.dst,
+            });
+            let Some(state) = self.entrance()? else {
+                return Ok(());
+            };
+            self.complains(index, state);
+            let kept = self.loss.take();
+            self.run(state, None)?;
+            // That an error got lost is no news beside what it is about.
+            self.loss = kept.or(self.loss.take());
+            self.used[index] = true;
+        }
+        Ok(())
+    }
+
+    fn next_error(&self) -> Option<usize> {
+        let mut all = self.caught.iter().zip(&self.used);
+        all.position(|(caught, used)| !used && is_error(caught.sight.kind))
+    }
+
+    fn begin(&mut self, packet: Packet) {
+        self.packet = packet;
+        self.fragments = 0;
+        self.crippled = false;
+        self.outer = None;
+        self.last = None;
+        self.passed = Passed::default();
+    }
+
+    /// Where the packet of this leg came from: it was sent by a place, or arrived there from where we cannot look.
+    ///
+    /// The kernel's clock does not decide between the two ends of a cable: both may carry the same time. So the place
+    /// that has the source address comes first.
+    fn entrance(&mut self) -> Result<Option<State>> {
+        let all = self.unused();
+        let mut sent = None;
+        for &index in &all {
+            let (place, ifindex, out) = self.where_seen(index);
+            if self.looker.look(place)?.owner(self.packet.src).is_none() {
+                continue;
+            }
+            if out {
+                sent = sent.or(Some(index));
+            } else if self.is_tun(place, ifindex) && self.packet.leg == Leg::Error {
+                // That node's daemon wrote it.
+                self.passed.daemon = Some((place, "outbound"));
+                return Ok(Some(State::Arrived { place, ifindex }));
+            }
+        }
+        let Some(index) = sent.or(all.first().copied()) else {
+            return Ok(None);
+        };
+        let (place, ifindex, out) = self.where_seen(index);
+        if out {
+            return Ok(Some(State::Emit { place }));
+        }
+        self.note_outer(index);
+        Ok(Some(State::Arrived { place, ifindex }))
+    }
+
+    fn where_seen(&self, index: usize) -> (usize, u32, bool) {
+        let caught = &self.caught[index];
+        (caught.place, caught.ifindex, caught.out)
+    }
+
+    /// From state to state.
+    fn run(&mut self, from: State, refused: Option<&std::io::Error>) -> Result<End> {
+        let mut state = from;
+        // A leg that begins with an arrival has not shown it yet.
+        if let State::Arrived { place, ifindex } = state {
+            self.expect(place, ifindex, false)?;
+        }
+        for _ in 0..MAX_STATIONS {
+            state = match state {
+                State::Emit { place } => self.emit(place, refused)?,
+                State::Transmit { place, oif, next } => self.transmit(place, oif, next)?,
+                State::Left { place, ifindex } => self.left(place, ifindex)?,
+                State::Arrived { place, ifindex } => self.arrived(place, ifindex)?,
+                State::Receive { place } => self.receive(place)?,
+                State::DaemonOut { place } => self.daemon_out(place)?,
+                State::DaemonIn { place } => self.daemon_in(place)?,
+                State::End(end) => return Ok(end),
+            };
+        }
+        Ok(End::Beyond)
+    }
+
+    /// It was seen no more at `place`: on from where it was seen next, if it was; else it was lost.
+    fn missed(&mut self, place: usize, expected: &str) -> Result<State> {
+        if let Some(index) = self.earliest() {
+            let (to, ifindex, out) = self.where_seen(index);
+            self.note_outer(index);
+            let text =
+                format!("the tables lead to {expected}, but it was seen elsewhere: on from there");
+            self.derive(place, None, Step::Device, Source::Kernel, text, Vec::new());
+            self.expect(to, ifindex, out)?;
+            return Ok(if out {
+                State::Left { place: to, ifindex }
+            } else {
+                State::Arrived { place: to, ifindex }
+            });
+        }
+        Ok(self.lose(place))
+    }
+
+    /// It ends here: why?
+    fn lose(&mut self, place: usize) -> State {
+        let loss = self.why(place);
+        self.lost(place, loss)
+    }
+
+    /// Some of its fragments end here, and the packet with them.
+    fn lose_some(&mut self, place: usize, missing: usize) {
+        let mut loss = self.why(place);
+        loss.meaning = format!(
+            "{} lost: {}",
+            explain::count(missing, "fragment"),
+            loss.meaning
+        );
+        self.crippled = true;
+        self.lost(place, loss);
+    }
+
+    fn why(&self, place: usize) -> Loss {
+        fate::why(&fate::Case {
+            place,
+            name: self.world.name(place),
+            leg: self.packet.leg,
+            v6: self.current().1.is_ipv6(),
+            passed: &self.passed,
+            before: &self.before[place],
+            after: &self.after[place],
+            caught: &self.caught,
+        })
+    }
+
+    /// It ends here, for this reason.
+    fn lost(&mut self, place: usize, loss: Loss) -> State {
+        let source = match (loss.evidence, loss.by) {
+            (Evidence::Observed, _) if loss.meaning.contains("ICMP error") => Source::Capture,
+            (Evidence::Observed, _) => Source::Counter,
+            (_, "overlayd") => Source::Daemon,
+            _ => Source::Kernel,
+        };
+        if loss.reason == "no-route" {
+            self.note_silent(place);
+        }
+        let text = format!("lost here: {} ({})", loss.meaning, loss.cause());
+        let details = vec![format!("what to do: {}", loss.advice)];
+        self.derive(place, None, Step::Lost, source, text, details);
+        if loss.by == "overlayd" {
+            self.at_daemon(place);
+        }
+        self.loss.get_or_insert(loss);
+        State::End(End::Lost(place))
+    }
+
+    /// The addresses in the header that the kernel looks at now: the outermost.
+    fn current(&self) -> (IpAddr, IpAddr) {
+        self.outer.unwrap_or((self.packet.src, self.packet.dst))
+    }
+
+    /// The device is the daemon's own.
+    fn is_tun(&self, place: usize, ifindex: u32) -> bool {
+        let status = self.after[place].daemon.as_ref();
+        status.is_some_and(|status| status.device.index == ifindex)
+    }
+}
+
+fn is_error(kind: Kind) -> bool {
+    matches!(kind, Kind::Error(..))
+}

@@ -1,0 +1,441 @@
+//! What kernels do with the packet: route, filter, find neighbours, bridge, deliver.
+
+use std::io;
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::super::explain;
+use super::super::fate;
+use super::super::tables::candidates;
+use super::super::world::Role;
+use super::super::{Leg, Source, Step};
+use super::{End, State, Walk};
+use crate::kernel::hooks::Hook;
+
+/// Said once.
+const TEACH_ROUTES: &str = "a route matches if the destination AND the route's mask give the route's network; of those that match, the longest mask wins";
+
+impl Walk<'_> {
+    /// A program or the kernel of `place` sends: route, OUTPUT, POSTROUTING.
+    pub(super) fn emit(&mut self, place: usize, refused: Option<&io::Error>) -> Result<State> {
+        if let Some(error) = refused {
+            let (mtu, local) = self.first_mtu(place)?;
+            let loss = fate::refused(self.world.name(place), self.packet.leg, error, mtu, &local);
+            return Ok(self.lost(place, loss));
+        }
+        let Some((oif, next)) = self.routed(place, "looks up the route")? else {
+            return Ok(self.lose(place));
+        };
+        self.hooks(place, &[Hook::Output, Hook::Postrouting])?;
+        Ok(State::Transmit { place, oif, next })
+    }
+
+    /// The MTU of the device that the packet would leave by, and the device's name.
+    fn first_mtu(&mut self, place: usize) -> Result<(Option<u32>, String)> {
+        let (_, dst) = self.current();
+        let route = self.looker.route(place, dst)?;
+        let kernel = self.looker.look(place)?;
+        let link = route.as_ref().and_then(|route| kernel.link(route.oif?));
+        let mtu = route
+            .as_ref()
+            .and_then(|route| route.mtu)
+            .or(link.map(|link| link.mtu));
+        Ok((mtu, link.map(|link| link.name.clone()).unwrap_or_default()))
+    }
+
+    /// Looks up the route: the device and the next hop. `None`: there is none.
+    fn routed(&mut self, place: usize, what: &str) -> Result<Option<(u32, IpAddr)>> {
+        let (_, dst) = self.current();
+        let chosen = self.looker.route(place, dst)?;
+        let length = self.last.map(|_| self.last_seen().1);
+        let kernel = self.looker.look(place)?;
+        if let Some(link) = kernel.owner(dst) {
+            let (text, oif) = (
+                format!(
+                    "{dst} is an address of {} here: it stays here, over lo",
+                    link.name
+                ),
+                link.index,
+            );
+            let lo = kernel
+                .links
+                .iter()
+                .find(|link| link.name == "lo")
+                .map_or(oif, |link| link.index);
+            self.derive(place, None, Step::Route, Source::Kernel, text, Vec::new());
+            return Ok(Some((lo, dst)));
+        }
+        let all = candidates(&kernel.routes, dst);
+        let mut details = explain::routes(kernel, &all, dst, chosen.as_ref());
+        if !std::mem::replace(&mut self.taught_routes, true) {
+            details.insert(0, TEACH_ROUTES.to_owned());
+        }
+        let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
+            let text = format!("{what} to {dst}: there is none");
+            self.derive(place, None, Step::Route, Source::Kernel, text, details);
+            return Ok(None);
+        };
+        let link = kernel.link(oif);
+        let name = kernel.name(oif);
+        let mtu = route.mtu.or(link.map(|link| link.mtu));
+        let fits = match (length, mtu) {
+            _ if self.outer.is_some() => String::new(),
+            (Some(length), Some(mtu)) if length > mtu as usize => {
+                format!("; its {length} bytes are more than the MTU of {mtu}")
+            }
+            (Some(length), Some(mtu)) => format!("; its {length} bytes fit the MTU of {mtu}"),
+            _ => String::new(),
+        };
+        let via = route
+            .via
+            .map(|via| format!(", next hop {via}"))
+            .unwrap_or_default();
+        let text = format!("{what} to {dst}: out by {name}{via}{fits}");
+        let next = route.via.unwrap_or(dst);
+        self.derive(place, None, Step::Route, Source::Kernel, text, details);
+        Ok(Some((oif, next)))
+    }
+
+    /// TTL and length of the header that the kernel looks at, as they were last seen.
+    fn last_seen(&self) -> (u8, usize) {
+        let Some(last) = self.last else {
+            return (u8::MAX, 0);
+        };
+        let sight = &self.caught[last].sight;
+        let ip = match (&self.outer, &sight.outer) {
+            (Some(_), Some(outer)) => &outer.ip,
+            _ => &sight.ip,
+        };
+        (ip.ttl, ip.length)
+    }
+
+    /// The chains at these hooks.
+    fn hooks(&mut self, place: usize, hooks: &[Hook]) -> Result<()> {
+        self.passed
+            .hooks
+            .extend(hooks.iter().map(|hook| (place, *hook)));
+        let v6 = self.current().1.is_ipv6();
+        let (before, after) = (&self.before[place], &self.after[place]);
+        let kernel = self.looker.look(place)?;
+        let rose = |chain: &_, handle| after.rule_rise(before, chain, handle);
+        let (lines, counted) = explain::chains(&kernel.chains, hooks, v6, rose);
+        let names: Vec<_> = hooks.iter().map(|hook| hook.name()).collect();
+        let names = names.join(", ");
+        let text = match lines.len() {
+            0 => format!("netfilter at {names}: no chain stands there, so nothing is filtered"),
+            _ => format!("netfilter at {names}: chains look at it"),
+        };
+        let source = if counted {
+            Source::Counter
+        } else {
+            Source::Kernel
+        };
+        self.derive(place, None, Step::Netfilter, source, text, lines);
+        Ok(())
+    }
+
+    /// To the next hop, through a device.
+    pub(super) fn transmit(&mut self, place: usize, oif: u32, next: IpAddr) -> Result<State> {
+        let kernel = self.looker.look(place)?;
+        let name = kernel.name(oif);
+        let link = kernel.link(oif).cloned();
+        let is_lo = name == "lo";
+        if !is_lo && link.as_ref().is_some_and(|link| link.mac.is_some()) {
+            let entry = kernel.neighbour(oif, next).cloned();
+            let asks = if next.is_ipv4() {
+                "ARP"
+            } else {
+                "neighbour discovery"
+            };
+            let text = match entry.as_ref().and_then(|entry| entry.mac) {
+                Some(mac) => format!(
+                    "who is {next} on {name}? The neighbour table says: {} (learned by {asks})",
+                    explain::mac(mac)
+                ),
+                None => format!("who is {next} on {name}? {asks} asked, and nobody answered"),
+            };
+            let unknown = entry.as_ref().is_none_or(|entry| entry.mac.is_none());
+            self.passed.neighbour = unknown.then_some((place, next));
+            // What was lost earlier never asked.
+            if unknown || self.is_seen(place, oif, true) {
+                self.derive(
+                    place,
+                    Some(&name),
+                    Step::Neighbour,
+                    Source::Kernel,
+                    text,
+                    Vec::new(),
+                );
+            }
+        }
+        if !self.expect(place, oif, true)? {
+            return self.missed(place, &format!("{name} of {}", self.world.name(place)));
+        }
+        if is_lo {
+            return Ok(match self.expect(place, oif, false)? {
+                true => State::Receive { place },
+                false => self.lose(place),
+            });
+        }
+        Ok(State::Left {
+            place,
+            ifindex: oif,
+        })
+    }
+
+    /// It left through a device: what is behind that?
+    pub(super) fn left(&mut self, place: usize, ifindex: u32) -> Result<State> {
+        if self.is_tun(place, ifindex) {
+            return Ok(State::DaemonOut { place });
+        }
+        let kernel = self.looker.look(place)?;
+        let Some(link) = kernel.link(ifindex).cloned() else {
+            return self.missed(place, "a device that is gone");
+        };
+        match link.kind.as_deref() {
+            Some("bridge") => self.bridged(place, link.index),
+            Some("veth") => {
+                let Some((other, peer)) = self.looker.other_end(place, ifindex)? else {
+                    return self.beyond(place, &link.name, "the other end of this cable is in a namespace that this trace does not look into");
+                };
+                if !self.expect(other, peer, false)? {
+                    let name = self.looker.look(other)?.name(peer);
+                    return self.missed(place, &format!("{name} of {}", self.world.name(other)));
+                }
+                Ok(State::Arrived {
+                    place: other,
+                    ifindex: peer,
+                })
+            }
+            Some("tun") => {
+                let loss = fate::no_reader(self.world.name(place), self.packet.leg, &link.name);
+                Ok(self.lost(place, loss))
+            }
+            kind => {
+                let kind = kind
+                    .map(|kind| format!(" (a {kind} device)"))
+                    .unwrap_or_default();
+                self.beyond(
+                    place,
+                    &link.name,
+                    &format!("it left this machine here{kind}"),
+                )
+            }
+        }
+    }
+
+    fn beyond(&mut self, place: usize, device: &str, why: &str) -> Result<State> {
+        if self
+            .earliest()
+            .is_some_and(|i| self.caught[i].place != place)
+        {
+            return self.missed(place, "a place beyond");
+        }
+        let text = format!(
+            "{}, {device}: {why}; what happens further on cannot be seen from here",
+            self.world.name(place)
+        );
+        self.unseen.push(text);
+        Ok(State::End(End::Beyond))
+    }
+
+    /// A bridge looks up the destination's Ethernet address, as it stands in the last capture.
+    fn bridged(&mut self, place: usize, bridge: u32) -> Result<State> {
+        let mac = self
+            .last
+            .and_then(|last| self.caught[last].sight.ether)
+            .map(|ether| ether.dst.0);
+        let Some(mac) = mac else {
+            return self.missed(place, "a bridge");
+        };
+        let kernel = self.looker.look(place)?;
+        let name = kernel.name(bridge);
+        let written = explain::mac(mac);
+        let Some(entry) = kernel.port(bridge, mac).cloned() else {
+            let text = format!(
+                "bridge {name}: {written} is not in its table, so the frame goes to all ports"
+            );
+            self.derive(
+                place,
+                Some(&name),
+                Step::Bridge,
+                Source::Kernel,
+                text,
+                Vec::new(),
+            );
+            return self.missed(place, &format!("every port of {name}"));
+        };
+        let port = kernel.name(entry.port);
+        let text = format!("bridge {name}: its table says that {written} is behind port {port}");
+        self.derive(
+            place,
+            Some(&name),
+            Step::Bridge,
+            Source::Kernel,
+            text,
+            Vec::new(),
+        );
+        if !self.expect(place, entry.port, true)? {
+            return self.missed(place, &format!("{port} of {}", self.world.name(place)));
+        }
+        Ok(State::Left {
+            place,
+            ifindex: entry.port,
+        })
+    }
+
+    /// It arrived by a device: a port of a bridge, or one of the host's own?
+    pub(super) fn arrived(&mut self, place: usize, ifindex: u32) -> Result<State> {
+        let mac = self
+            .last
+            .and_then(|last| self.caught[last].sight.ether)
+            .map(|ether| ether.dst.0);
+        let kernel = self.looker.look(place)?;
+        let bridge = kernel
+            .link(ifindex)
+            .and_then(|link| kernel.link(link.master?))
+            .filter(|master| master.kind.as_deref() == Some("bridge"))
+            .cloned();
+        let (Some(bridge), Some(mac)) = (bridge, mac) else {
+            return Ok(State::Receive { place });
+        };
+        let own = bridge.mac == Some(mac)
+            || kernel
+                .port(bridge.index, mac)
+                .is_some_and(|entry| entry.local);
+        if !own {
+            return self.bridged(place, bridge.index);
+        }
+        let name = &bridge.name;
+        let text = format!(
+            "bridge {name}: {} is its own address, so the frame goes up to this host's IP",
+            explain::mac(mac)
+        );
+        self.derive(
+            place,
+            Some(name),
+            Step::Bridge,
+            Source::Kernel,
+            text,
+            Vec::new(),
+        );
+        if !self.expect(place, bridge.index, false)? {
+            return self.missed(place, &format!("{name} of {}", self.world.name(place)));
+        }
+        Ok(State::Receive { place })
+    }
+
+    /// IP has it: for this host, or to be forwarded?
+    pub(super) fn receive(&mut self, place: usize) -> Result<State> {
+        self.hooks(place, &[Hook::Prerouting])?;
+        let (_, dst) = self.current();
+        let kernel = self.looker.look(place)?;
+        let owner = kernel.owner(dst).map(|link| link.name.clone());
+        let forwards = if dst.is_ipv4() {
+            kernel.forwards.0
+        } else {
+            kernel.forwards.1
+        };
+        if let Some(owner) = owner {
+            let text = format!("{dst} is an address of {owner} here: the packet is for this place");
+            self.derive(place, None, Step::Route, Source::Kernel, text, Vec::new());
+            self.hooks(place, &[Hook::Input])?;
+            if self.outer.is_some() && self.world.places[place].socket.is_some() {
+                return Ok(State::DaemonIn { place });
+            }
+            return self.delivered(place);
+        }
+        if !forwards {
+            let loss = fate::not_forwarding(self.world.name(place), self.packet.leg, dst);
+            return Ok(self.lost(place, loss));
+        }
+        let (ttl, length) = self.last_seen();
+        if ttl <= 1 && self.earliest().is_none() {
+            let text = "is to forward it, but a TTL of 1 has nothing left for the next router";
+            self.derive(place, None, Step::Route, Source::Kernel, text, Vec::new());
+            return Ok(self.lose(place));
+        }
+        let what = "forwards it, with a TTL of 1 less, and looks up the route";
+        let Some((oif, next)) = self.routed(place, what)? else {
+            return Ok(self.lose(place));
+        };
+        // The kernel looks at the size before it asks netfilter (net/ipv4/ip_forward.c).
+        let mtu = self.looker.route(place, dst)?.and_then(|route| route.mtu);
+        let mtu = mtu.or(self.looker.look(place)?.link(oif).map(|link| link.mtu));
+        if mtu.is_some_and(|mtu| length > mtu as usize) && self.earliest().is_none() {
+            return Ok(self.lose(place));
+        }
+        self.hooks(place, &[Hook::Forward, Hook::Postrouting])?;
+        Ok(State::Transmit { place, oif, next })
+    }
+
+    /// It has come to its destination, unless it was dropped after its last capture.
+    fn delivered(&mut self, place: usize) -> Result<State> {
+        if self.crippled {
+            let text =
+                "only a part has arrived: the kernel waits for the missing fragments, in vain";
+            self.derive(
+                place,
+                None,
+                Step::Delivery,
+                Source::Kernel,
+                text,
+                Vec::new(),
+            );
+            return Ok(State::End(End::Lost(place)));
+        }
+        // Chains at INPUT stand behind the last device: only what comes of the packet shows that it passed them.
+        let came_of_it = match self.packet.leg {
+            Leg::Request => self.answered_from(place),
+            Leg::Reply | Leg::Error => true,
+        };
+        if !came_of_it
+            && fate::dropped_by_chains(
+                &self.passed,
+                &self.before[place],
+                &self.after[place],
+                self.current().1.is_ipv6(),
+            )
+            .is_some()
+        {
+            return Ok(self.lose(place));
+        }
+        let (source, text) = match (self.packet.leg, came_of_it) {
+            (Leg::Request, true) => (
+                Source::Capture,
+                "delivered: ICMP has it, as its answer below shows",
+            ),
+            (Leg::Request, false) => (Source::Kernel, "delivered to ICMP"),
+            (Leg::Reply, _) => (
+                Source::Kernel,
+                "delivered: the program that sent the ping has its answer",
+            ),
+            (Leg::Error, _) => (Source::Kernel, "delivered: the sender learns of it"),
+        };
+        let text = match self.world.source.place {
+            Some(start) if self.packet.leg == Leg::Reply && start != place => {
+                "delivered, to one who never asked: the source address of the request was a lie"
+            }
+            _ => text,
+        };
+        self.derive(place, None, Step::Delivery, source, text, Vec::new());
+        Ok(State::End(End::Delivered(place)))
+    }
+
+    /// The echo reply was seen leaving `place`.
+    fn answered_from(&self, place: usize) -> bool {
+        self.caught.iter().any(|caught| {
+            let ip = &caught.sight.ip;
+            caught.place == place
+                && caught.out
+                && (ip.src, ip.dst) == (self.packet.dst, self.packet.src)
+                && caught.sight.kind != super::Kind::Request
+        })
+    }
+
+    /// For a place whose role says more than its name.
+    pub(super) fn is_node(&self, place: usize) -> bool {
+        matches!(self.world.places[place].role, Role::Node(_) | Role::Host)
+    }
+}

@@ -1,0 +1,315 @@
+//! The places that a trace can look into, and what names and addresses mean there.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::kernel::{NetNs, Netlink};
+use crate::lab::topology::{Lab, Node, Pod};
+
+/// What a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A lab's pod: its node's and its own number.
+    Pod(u8, u8),
+    /// A lab's node.
+    Node(u8),
+    /// The lab's underlay.
+    Underlay,
+    /// This host.
+    Host,
+    /// A network namespace that hangs on this host, as a pod's does.
+    Guest,
+}
+
+/// A network namespace that can be looked into.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// `node1/pod2`
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Itself.
+    pub namespace: NetNs,
+    /// The control socket of the overlayd that runs there, or should.
+    pub socket: Option<PathBuf>,
+}
+
+/// One end of a trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Which place it is, if it is one of ours.
+    pub place: Option<usize>,
+    /// The address. Of the source, `None`: the one that its kernel takes.
+    pub ip: Option<IpAddr>,
+}
+
+/// Where packets can be traced.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The lab's name; `None` on a host.
+    pub lab: Option<String>,
+    /// The places, this host or the underlay first.
+    pub places: Vec<Place>,
+    /// Where the marked packet starts.
+    pub source: End,
+    /// Where it is to go.
+    pub destination: End,
+}
+
+/// What the two ends are called.
+#[derive(Clone, Debug)]
+pub struct Names<'a> {
+    /// Where the packet starts: a name or an address.
+    pub source: &'a str,
+    /// Where it is to go: a name or an address.
+    pub destination: &'a str,
+    /// Names stand for their IPv6 addresses.
+    pub ipv6: bool,
+    /// A foreign source address for the packet.
+    pub spoof: Option<IpAddr>,
+}
+
+impl Names<'_> {
+    /// Do addresses that were given want IPv6? Where only names were given, the flag says.
+    fn wants_ipv6(&self) -> bool {
+        let given = [self.destination, self.source].into_iter();
+        let mut given = given.filter_map(|text| text.parse::<IpAddr>().ok());
+        let first = given.next().or(self.spoof);
+        first.map_or(self.ipv6, |ip| ip.is_ipv6())
+    }
+}
+
+impl World {
+    /// The places of a lab.
+    ///
+    /// # Errors
+    /// When a name or the source address is none of the lab's.
+    pub fn of_lab(lab: &Lab, names: &Names<'_>) -> Result<Self> {
+        let ipv6 = names.wants_ipv6();
+        let mut places = vec![Place {
+            name: "underlay".into(),
+            role: Role::Underlay,
+            namespace: lab.place("underlay")?,
+            socket: None,
+        }];
+        for node in lab.nodes() {
+            places.push(Place {
+                name: node.name.clone(),
+                role: Role::Node(node.number),
+                namespace: node.netns().clone(),
+                socket: Some(lab.socket(node.number)),
+            });
+            places.extend(node.pods().iter().map(|pod| Place {
+                name: pod.place.clone(),
+                role: Role::Pod(node.number, pod.number),
+                namespace: pod.netns().clone(),
+                socket: None,
+            }));
+        }
+        let find = |text: &str| lab_end(lab, &places, text, ipv6);
+        let source = find(names.source)?;
+        let Some(start) = source.place else {
+            bail!(
+                "{} is no address of lab {:?}, so nobody there can send from it: name a pod or a node, and add `--spoof {0}` to have it pretend",
+                names.source,
+                lab.spec().name
+            );
+        };
+        let destination = find(names.destination)?;
+        let spoofed = names.spoof.map(|ip| find(&ip.to_string())).transpose()?;
+        let world = Self {
+            lab: Some(lab.spec().name.clone()),
+            source: End {
+                place: Some(start),
+                // A program on a node that names no source gets the one that the kernel takes.
+                ip: source.ip.filter(|_| {
+                    names.source != places[start].name
+                        || matches!(places[start].role, Role::Pod(..))
+                }),
+            },
+            destination,
+            places,
+        };
+        Ok(world.without_strangers(spoofed.and_then(|end| end.place)))
+    }
+
+    /// Pods that have no part in it are left out: a lab may have tens of thousands.
+    fn without_strangers(mut self, spoofed: Option<usize>) -> Self {
+        let ends = [self.source.place, self.destination.place, spoofed];
+        let mut kept = Vec::new();
+        for (index, place) in self.places.iter().enumerate() {
+            if !matches!(place.role, Role::Pod(..)) || ends.contains(&Some(index)) {
+                kept.push(index);
+            }
+        }
+        let moved = |end: &mut End| {
+            end.place = end
+                .place
+                .and_then(|old| kept.iter().position(|k| *k == old));
+        };
+        moved(&mut self.source);
+        moved(&mut self.destination);
+        self.places = kept.iter().map(|k| self.places[*k].clone()).collect();
+        self
+    }
+
+    /// This host, and the namespaces of its processes that hang on it and hold one of the two addresses, as pods do.
+    ///
+    /// # Errors
+    /// When an end is no address, or the source is none of this host.
+    pub fn of_host(socket: &Path, names: &Names<'_>) -> Result<Self> {
+        let address = |text: &str| -> Result<IpAddr> {
+            text.parse().ok().with_context(|| {
+                format!("{text:?} is no IP address, and names are known only in a lab (`overlayd lab up` builds one)")
+            })
+        };
+        let (from, to) = (address(names.source)?, address(names.destination)?);
+        let mut places = vec![Place {
+            name: "this host".into(),
+            role: Role::Host,
+            namespace: NetNs::current()?,
+            socket: Some(socket.to_owned()),
+        }];
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(add_guests(&mut places, &[from, to]))?;
+        let holder = |ip: IpAddr| -> Result<Option<usize>> {
+            for (index, place) in places.iter().enumerate() {
+                if runtime.block_on(holds(&place.namespace, &[ip]))? {
+                    return Ok(Some(index));
+                }
+            }
+            Ok(None)
+        };
+        let Some(start) = holder(from)? else {
+            bail!(
+                "{from} is no address of this host, nor of a network namespace that hangs on it: the packet must start here"
+            );
+        };
+        let destination = holder(to)?;
+        Ok(Self {
+            lab: None,
+            source: End {
+                place: Some(start),
+                ip: Some(from),
+            },
+            destination: End {
+                place: destination,
+                ip: Some(to),
+            },
+            places,
+        })
+    }
+
+    /// The name of a place.
+    pub fn name(&self, place: usize) -> &str {
+        &self.places[place].name
+    }
+}
+
+fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
+    let at = |role: Role| places.iter().position(|place| place.role == role);
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        let holder = lab.nodes().iter().find_map(|node| {
+            let pod = node.pods().iter().find(|pod| pod_ips(pod).contains(&ip));
+            match pod {
+                Some(pod) => Some(Role::Pod(node.number, pod.number)),
+                None => node_ips(node)
+                    .contains(&ip)
+                    .then_some(Role::Node(node.number)),
+            }
+        });
+        return Ok(End {
+            place: holder.and_then(at),
+            ip: Some(ip),
+        });
+    }
+    // It knows how to say what there is.
+    lab.place(text)?;
+    for node in lab.nodes() {
+        let (place, ips) = if node.name == text {
+            (Role::Node(node.number), node_ips(node))
+        } else if let Some(pod) = node.pods().iter().find(|pod| pod.place == text) {
+            (Role::Pod(node.number, pod.number), pod_ips(pod))
+        } else {
+            continue;
+        };
+        let ip = ips.into_iter().find(|ip| ip.is_ipv6() == ipv6);
+        let family = if ipv6 { "IPv6" } else { "IPv4" };
+        let ip = ip.with_context(|| format!("{text} has no {family} address"))?;
+        return Ok(End {
+            place: at(place),
+            ip: Some(ip),
+        });
+    }
+    bail!("the underlay is a cable: a packet starts and ends at a node or a pod");
+}
+
+fn pod_ips(pod: &Pod) -> Vec<IpAddr> {
+    let v6 = pod.ipv6.map(IpAddr::from);
+    [Some(pod.ip.into()), v6].into_iter().flatten().collect()
+}
+
+/// A node's addresses; the first of each family is what its name stands for.
+fn node_ips(node: &Node) -> Vec<IpAddr> {
+    [
+        node.public_ip.map(IpAddr::from),
+        node.public_ipv6.map(IpAddr::from),
+        Some(node.gateway.into()),
+        node.ipv6_gateway.map(IpAddr::from),
+        Some(node.subnet.network().into()),
+        node.ipv6_subnet.map(|net| net.network().into()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+async fn holds(namespace: &NetNs, ips: &[IpAddr]) -> Result<bool> {
+    let addresses = Netlink::open_in(namespace)?.addresses().await?;
+    Ok(addresses.iter().any(|address| ips.contains(&address.ip)))
+}
+
+/// Namespaces of processes of this machine that a cable (veth) connects with the first place.
+async fn add_guests(places: &mut Vec<Place>, ips: &[IpAddr]) -> Result<()> {
+    let here = Netlink::open_in(&places[0].namespace)?;
+    let ends: HashSet<i32> = here
+        .links()
+        .await?
+        .iter()
+        .filter_map(|link| link.lower_ns)
+        .collect();
+    let mut known = HashSet::from([places[0].namespace.id()?]);
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // One that ends meanwhile cannot be looked at.
+        let Ok(namespace) = NetNs::of_process(pid) else {
+            continue;
+        };
+        if !known.insert(namespace.id()?) {
+            continue;
+        }
+        let connected = here
+            .id_of(&namespace)
+            .await?
+            .is_some_and(|id| ends.contains(&id));
+        if connected && holds(&namespace, ips).await? {
+            let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            places.push(Place {
+                name: format!("namespace of pid {pid} ({})", program.trim_end()),
+                role: Role::Guest,
+                namespace,
+                socket: None,
+            });
+        }
+    }
+    Ok(())
+}
