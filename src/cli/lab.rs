@@ -9,11 +9,10 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::Uid;
 
-use super::{Exit, complain, say};
+use super::{Exit, complain, on_signal, say};
 use crate::lab::demo::{self, Step, Tale};
 use crate::lab::holder;
 use crate::lab::topology::{self, Backend, DEFAULT_NAME, Interrupted, Lab, Spec, Underlay};
-use crate::lab::traffic::Cancel;
 use crate::observe::client;
 
 /// Version of what `lab status --json` prints.
@@ -498,41 +497,6 @@ fn name_option(name: &str) -> String {
 
 fn exe() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find the overlayd that is running (is /proc mounted?)")
-}
-
-/// A flag that SIGINT, SIGTERM and SIGHUP set. From here on they no longer end the process: whoever built something
-/// gets to take it away.
-fn on_signal() -> Result<Cancel> {
-    let cancel = Cancel::default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let streams = {
-        use tokio::signal::unix::{SignalKind, signal};
-        let _context = runtime.enter();
-        (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        )
-    };
-    let flag = cancel.clone();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            let (mut interrupt, mut terminate, mut hangup) = streams;
-            runtime.block_on(async {
-                loop {
-                    tokio::select! {
-                        _ = interrupt.recv() => {}
-                        _ = terminate.recv() => {}
-                        _ = hangup.recv() => {}
-                    }
-                    flag.set();
-                }
-            });
-        })?;
-    Ok(cancel)
 }
 
 /// Colours, where someone sees them.

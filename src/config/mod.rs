@@ -162,6 +162,18 @@ pub enum Engine {
     Classic,
 }
 
+impl Engine {
+    /// Every engine there is.
+    pub const ALL: &[Engine] = &[Engine::Classic];
+
+    /// Its name, as configuration and status have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Engine::Classic => "classic",
+        }
+    }
+}
+
 /// What the outer ECN field is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ecn {

@@ -16,8 +16,10 @@
 //! - [`holder`]: the process that holds a pod's namespace, and how a lab's processes are known
 //! - [`state`]: what stands on disk, written before anything is made
 //! - [`traffic`]: probes and generators that work in any namespace
+//! - [`bench`]: what `overlayd bench` measures, in namespaces of its own
 //! - [`demo`]: the story that `overlayd lab demo` tells
 
+pub mod bench;
 pub mod demo;
 pub mod holder;
 pub mod state;

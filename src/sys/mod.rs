@@ -1,5 +1,8 @@
 //! The only unsafe code: what the operating system offers and no safe crate wraps.
 #![allow(unsafe_code)]
 
+pub mod ethtool;
+pub mod mmsg;
+pub mod perf;
 pub mod socket;
 pub mod tun;
