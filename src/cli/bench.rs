@@ -1,27 +1,40 @@
 //! `overlayd bench`: how fast is it, beside bare veth and kernel VXLAN?
 
-use std::io::{IsTerminal as _, Write as _};
+use std::fs::File;
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Exit, complain, say};
 use crate::lab::bench::pin::Pin;
-use crate::lab::bench::plan::{Row, Setting, Test};
-use crate::lab::bench::{self, Plan, Progress, load};
+use crate::lab::bench::plan::{Between, Row, Setting, Test};
+use crate::lab::bench::report::{self, Report};
+use crate::lab::bench::{self, Plan, Progress, compare, load};
 use crate::lab::topology::Interrupted;
 
 /// A quick run ends within a minute; this is what is planned for.
 const QUICK: Duration = Duration::from_secs(48);
 const QUICK_LIMIT: Duration = Duration::from_secs(57);
 const QUICK_ROUNDS: u32 = 2;
+/// The same of a full run, which ends within 40 minutes.
+const FULL: Duration = Duration::from_secs(34 * 60);
+const FULL_LIMIT: Duration = Duration::from_secs(39 * 60);
+const FULL_ROUNDS: u32 = 5;
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
     /// The most important rows and tests, within a minute (the default)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "full")]
     quick: bool,
+    /// All rows, pods behind bridges too, all tests, within 40 minutes
+    #[arg(long)]
+    full: bool,
     /// Only these rows (comma-separated; see the first column of the table)
     #[arg(long, value_name = "ROWS", value_delimiter = ',')]
     only: Vec<String>,
@@ -46,9 +59,44 @@ pub(super) struct BenchArgs {
     /// CPUs of the sending and of the receiving host, for example 0/1 or 0-3/4-7
     #[arg(long, value_name = "CPUS/CPUS", value_parser = pin)]
     pin: Option<Pin>,
+    /// A row of an outside control: SCRIPT is run with `up` and `down` and brings its own tunnel up
+    #[arg(long, value_name = "NAME=SCRIPT", value_parser = script)]
+    with: Vec<(String, PathBuf)>,
+    /// Measure to another host, on which `overlayd bench serve` runs, instead of between two namespaces here
+    #[arg(long, value_name = "HOST[:PORT]", requires = "key")]
+    peer: Option<String>,
+    /// The key that `overlayd bench serve` has shown
+    #[arg(long, value_name = "KEY", requires = "peer")]
+    key: Option<String>,
     /// Print the report as JSON, with every single measurement
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// Be the receiving host for `overlayd bench --peer`, until interrupted
+    Serve {
+        /// The address to listen on
+        #[arg(long, value_name = "ADDRESS:PORT", default_value_t = format!("0.0.0.0:{}", bench::PORT))]
+        listen: String,
+        /// The key that the other host must give [default: a random one, shown at start]
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// An outside control, as on the other host
+        #[arg(long, value_name = "NAME=SCRIPT", value_parser = script)]
+        with: Vec<(String, PathBuf)>,
+    },
+    /// Compare two reports (`overlayd bench --json`): what became faster or slower
+    Compare {
+        /// The earlier report
+        old: PathBuf,
+        /// The later report
+        new: PathBuf,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -95,6 +143,11 @@ pub(super) fn main(args: BenchArgs) -> Exit {
 }
 
 fn run(args: BenchArgs) -> Result<Exit> {
+    match args.command {
+        Some(BenchCommand::Serve { listen, key, with }) => return serve(&listen, key, with),
+        Some(BenchCommand::Compare { old, new, json }) => return compare(&old, &new, json),
+        None => {}
+    }
     let plan = match args.plan() {
         Ok(plan) => plan,
         Err(error) => {
@@ -102,8 +155,7 @@ fn run(args: BenchArgs) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let exe = std::env::current_exe()
-        .context("cannot find the overlayd that is running (is /proc mounted?)")?;
+    let exe = exe()?;
     let cancel = super::on_signal()?;
     let terminal = std::io::stderr().is_terminal();
     let report = bench::run(&plan, exe, &cancel, &mut |progress| {
@@ -121,29 +173,120 @@ fn run(args: BenchArgs) -> Result<Exit> {
     Ok(if failed { Exit::Failed } else { Exit::Ok })
 }
 
+fn serve(listen: &str, key: Option<String>, with: Vec<(String, PathBuf)>) -> Result<Exit> {
+    let exe = exe()?;
+    let cancel = super::on_signal()?;
+    let key = match key {
+        Some(key) => key,
+        None => random_key()?,
+    };
+    eprintln!(
+        "overlayd bench serve: on the other host: overlayd bench --peer THIS-HOST --key {key}"
+    );
+    let scripts = with.into_iter().collect();
+    bench::serve(listen, &key, &exe, &scripts, &cancel, &|what| {
+        eprintln!("overlayd bench serve: {what}");
+    })?;
+    Err(Interrupted.into())
+}
+
+fn random_key() -> Result<String> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+fn compare(old: &Path, new: &Path, json: bool) -> Result<Exit> {
+    let read = |path: &Path| -> Result<Report> {
+        let report: Report = std::fs::read(path)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(serde_json::from_slice(&text)?))
+            .with_context(|| {
+                format!("{} is no report of `overlayd bench --json`", path.display())
+            })?;
+        if report.version != report::VERSION {
+            bail!(
+                "{} is of version {}, this overlayd knows {}",
+                path.display(),
+                report.version,
+                report::VERSION
+            );
+        }
+        Ok(report)
+    };
+    let changes = compare::compare(&read(old)?, &read(new)?);
+    if changes.is_empty() {
+        bail!("the two reports have no setting, row and test in common");
+    }
+    if json {
+        say(format_args!(
+            "{:#}",
+            serde_json::json!({"version": compare::VERSION, "changes": changes})
+        ));
+    } else {
+        say(compare::to_text(&changes));
+    }
+    Ok(Exit::Ok)
+}
+
+fn exe() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find the overlayd that is running (is /proc mounted?)")
+}
+
+fn script(text: &str) -> Result<(String, PathBuf)> {
+    let (name, path) = text
+        .split_once('=')
+        .context("NAME=SCRIPT, for example fastd=docs/bench/fastd")?;
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || !name.chars().all(good) {
+        bail!("a name has letters, digits, - and _");
+    }
+    if Row::all().iter().any(|row| row.to_string() == name) {
+        bail!("there is a row {name} already");
+    }
+    let path = std::fs::canonicalize(path).with_context(|| format!("there is no script {path}"))?;
+    Ok((name.into(), path))
+}
+
 impl BenchArgs {
     fn plan(&self) -> Result<Plan> {
-        let rows = if self.only.is_empty() {
-            Row::quick()
+        let numbers = self.seconds.is_some() || self.rounds.is_some();
+        let (rows, tests, extra) = if self.full {
+            (Row::all(), Test::full(), Test::full_extra())
+        } else {
+            (Row::quick(), Test::quick(), Vec::new())
+        };
+        let mut rows = if self.only.is_empty() {
+            rows
         } else {
             self.chosen()?
         };
-        let or = |chosen: &[Setting]| -> Vec<Setting> {
-            if chosen.is_empty() {
-                Setting::ALL.to_vec()
-            } else {
-                chosen.to_vec()
+        if self.peer.is_some() {
+            if !self.only.is_empty() && rows.iter().any(|row| row.between == Between::Pods) {
+                bail!("rows between pods are only for the bench's own namespaces");
             }
+            rows.retain(|row| row.between == Between::Nodes);
+        }
+        rows.extend(self.with.iter().map(|(name, _)| Row::script(name)));
+        let settings = match (self.settings.is_empty(), &self.peer) {
+            (false, _) => self.settings.clone(),
+            // Nobody's network card is changed unasked.
+            (true, Some(_)) => vec![Setting::Default],
+            (true, None) => Setting::ALL.to_vec(),
+        };
+        let (tests, extra) = if self.tests.is_empty() {
+            (tests, extra)
+        } else {
+            (self.tests.clone(), Vec::new())
         };
         let mut plan = Plan {
             rows,
-            settings: or(&self.settings),
-            tests: if self.tests.is_empty() {
-                Test::quick()
-            } else {
-                self.tests.clone()
-            },
-            rounds: self.rounds.unwrap_or(QUICK_ROUNDS),
+            settings,
+            tests,
+            extra,
+            rounds: self
+                .rounds
+                .unwrap_or(if self.full { FULL_ROUNDS } else { QUICK_ROUNDS }),
             window: 0.0,
             limit: None,
             mtu: self.mtu,
@@ -153,14 +296,21 @@ impl BenchArgs {
                 SendArg::Gso => load::Send::Gso,
             },
             pin: self.pin.clone().unwrap_or_default(),
+            scripts: self.with.iter().cloned().collect(),
+            peer: self.peer.clone().zip(self.key.clone()),
+        };
+        let (budget, limit) = if self.full {
+            (FULL, FULL_LIMIT)
+        } else {
+            (QUICK, QUICK_LIMIT)
         };
         match self.seconds {
             Some(seconds) => plan.window = seconds,
-            None => plan.fit(QUICK),
+            None => plan.fit(budget),
         }
         // Whoever sets numbers gets them.
-        if self.quick || (self.seconds.is_none() && self.rounds.is_none()) {
-            plan.limit = Some(QUICK_LIMIT);
+        if self.quick || self.full || !numbers {
+            plan.limit = Some(limit);
         }
         Ok(plan)
     }

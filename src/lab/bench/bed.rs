@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
+use super::Plan;
 use super::host::{Host, Ports, Site};
-use super::pin::Pin;
 use crate::kernel::{NetNs, Netlink, sysctl};
 use crate::lab::holder;
 use crate::lab::traffic::Cancel;
@@ -39,12 +39,10 @@ impl Bed {
     /// Builds the two hosts.
     pub(super) fn build(
         exe: &Path,
-        mtu: u16,
+        plan: &Plan,
         pods: bool,
-        pin: &Pin,
         cancel: &Cancel,
     ) -> Result<(Host, Host, Self)> {
-        sweep();
         let bed = Self::claim()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -54,7 +52,7 @@ impl Bed {
             NetNs::create_named(&names[0])?,
             NetNs::create_named(&names[1])?,
         ];
-        runtime.block_on(wire(&nodes, mtu))?;
+        runtime.block_on(wire(&nodes, plan.mtu))?;
         let [a, b] = nodes;
         let host = |number: u8, node: NetNs, cpus: &[usize]| -> Result<Host> {
             let pod = if pods {
@@ -62,8 +60,7 @@ impl Bed {
             } else {
                 None
             };
-            let dir = bed.dir.join(format!("host{number}"));
-            fs::create_dir(&dir)?;
+            let dir = bed.host_dir(number)?;
             Host::new(Site {
                 number,
                 node,
@@ -73,21 +70,35 @@ impl Bed {
                 peer: address(3 - number),
                 dir,
                 exe: exe.to_owned(),
-                mark: bed.mark.clone(),
+                mark: bed.mark().to_owned(),
                 ports: Ports::default(),
+                scripts: plan.scripts.clone(),
                 cpus: cpus.to_vec(),
                 cancel: cancel.clone(),
             })
         };
-        Ok((host(1, a, &pin.a)?, host(2, b, &pin.b)?, bed))
+        Ok((host(1, a, &plan.pin.a)?, host(2, b, &plan.pin.b)?, bed))
     }
 
     /// The directory, and the name that marks what is ours.
-    fn claim() -> Result<Self> {
+    pub(super) fn claim() -> Result<Self> {
+        sweep();
         let mark = format!("{PREFIX}{}", std::process::id());
         let dir = Path::new(ROOT).join(&mark);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Self { mark, dir })
+    }
+
+    /// What our processes carry.
+    pub(super) fn mark(&self) -> &str {
+        &self.mark
+    }
+
+    /// A host's own directory.
+    pub(super) fn host_dir(&self, number: u8) -> Result<PathBuf> {
+        let dir = self.dir.join(format!("host{number}"));
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
     }
 
     fn namespace(&self, which: char) -> String {

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::figures::Pair;
 use super::host::{End, Host};
 use super::load::{Job, MIN_SIZE, Outcome, Rtt, Send, Source, UdpReceived, UdpSent};
 use super::meter::Cost;
 use super::plan::{Size, Test, Way};
 use super::search::{Search, Trial};
+use super::side::Side;
 
 /// Figures by name.
 pub(super) type Figures = BTreeMap<String, f64>;
@@ -23,7 +25,7 @@ const TRIALS: u32 = 14;
 /// The two ends of a path that is up.
 pub(super) struct Cell<'a> {
     pub(super) a: &'a mut Host,
-    pub(super) b: &'a mut Host,
+    pub(super) b: &'a mut Side,
     pub(super) ends: (End, End),
     /// Seconds of one measurement.
     pub(super) window: f64,
@@ -35,6 +37,13 @@ pub(super) struct Cell<'a> {
 impl Cell<'_> {
     /// Do packets get through at all? Resolves the neighbours too.
     pub(super) fn greet(&mut self) -> Result<()> {
+        // A tunnel with a handshake may need a few seconds.
+        for _ in 0..2 {
+            match self.round_trips(0.005) {
+                Err(error) if is_timeout(&error) => {}
+                done => return done.map(drop),
+            }
+        }
         self.round_trips(0.005).map(drop)
     }
 
@@ -65,6 +74,14 @@ impl Cell<'_> {
             Size::Bytes(bytes) => {
                 bail!("{bytes} bytes of UDP payload do not fit the path: {MIN_SIZE} to {most}")
             }
+        }
+    }
+
+    fn pair<'c>(&self, a: &'c Cost, b: &'c Cost) -> Pair<'c> {
+        Pair {
+            a,
+            b,
+            apart: self.b.is_apart(),
         }
     }
 
@@ -114,8 +131,12 @@ impl Cell<'_> {
         let mut costs: [Option<Cost>; 2] = [None, None];
         for (job, on_a) in jobs {
             let Some(job) = job else { continue };
-            let host = if on_a { &mut *self.a } else { &mut *self.b };
-            let cost = match host.finish(job)? {
+            let outcome = if on_a {
+                self.a.finish(job)
+            } else {
+                self.b.finish(job)
+            };
+            let cost = match outcome? {
                 Outcome::TcpSink { bytes: more, cost } => {
                     bytes += more;
                     cost
@@ -129,14 +150,14 @@ impl Cell<'_> {
             bail!("a side is missing");
         };
         let mss = f64::from(self.ends.0.mtu) - 52.0;
-        let figures = super::figures::tcp(bytes, mss, &a, &b);
+        let figures = super::figures::tcp(bytes, mss, &self.pair(&a, &b));
         Ok((figures, json!({"bytes": bytes, "cost_a": a, "cost_b": b})))
     }
 
     fn flood(&mut self, size: Size) -> Result<(Figures, Value)> {
         let size = self.size(size)?;
         let (sent, received) = self.trial(size, 1, None, self.window)?;
-        let figures = super::figures::flood(&sent, &received);
+        let figures = super::figures::flood(&sent, &received, self.b.is_apart());
         Ok((
             figures,
             json!({"size": size, "sent": sent, "received": received}),
@@ -176,7 +197,7 @@ impl Cell<'_> {
             raw.push(json!({"asked_pps": asked, "sent": sent, "received": received}));
         }
         let mut figures = match &best {
-            Some((sent, received)) => super::figures::udp_cost(sent, received),
+            Some((sent, received)) => super::figures::udp_cost(sent, received, self.b.is_apart()),
             None => Figures::new(),
         };
         figures.insert("zero_loss_pps".into(), zero.found());
@@ -274,4 +295,9 @@ impl Cell<'_> {
             json!({"rtt": rtt, "load": {"sent": sent, "received": received}}),
         ))
     }
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut)
 }

@@ -54,26 +54,26 @@ pub fn principals(test: &str) -> &'static [Principal] {
 }
 
 /// Of TCP: `bytes` of goodput while the hosts had these costs. `mss` bytes count as a packet.
-pub(super) fn tcp(bytes: u64, mss: f64, a: &Cost, b: &Cost) -> Figures {
+pub(super) fn tcp(bytes: u64, mss: f64, costs: &Pair<'_>) -> Figures {
     let bytes = as_f64(bytes);
-    let seconds = f64::midpoint(a.seconds, b.seconds);
+    let seconds = f64::midpoint(costs.a.seconds, costs.b.seconds);
     let mut figures = Figures::new();
     let mut put = |name: &str, value: f64| {
         figures.insert(name.into(), value);
     };
     put("gbps", bytes * 8.0 / seconds / 1e9);
-    let (cpu, daemon) = (system(a, b, |c| c.cpu), daemons(a, b, |d| Some(d.cpu)));
+    let (cpu, daemon) = (costs.system(|c| c.cpu), costs.daemons(|d| Some(d.cpu)));
     put("cpu_s_per_gb", cpu / (bytes / 1e9));
     if let Some(daemon) = daemon {
         put("daemon_cpu_s_per_gb", daemon / (bytes / 1e9));
     }
-    per_packet(&mut figures, bytes / mss, a, b);
+    per_packet(&mut figures, bytes / mss, costs);
     figures
 }
 
 /// Of datagrams sent flat out.
-pub(super) fn flood(sent: &UdpSent, received: &UdpReceived) -> Figures {
-    let mut figures = udp_cost(sent, received);
+pub(super) fn flood(sent: &UdpSent, received: &UdpReceived, apart: bool) -> Figures {
+    let mut figures = udp_cost(sent, received, apart);
     let mut put = |name: &str, value: f64| {
         figures.insert(name.into(), value);
     };
@@ -89,17 +89,21 @@ pub(super) fn flood(sent: &UdpSent, received: &UdpReceived) -> Figures {
 }
 
 /// What datagrams cost, counted by those that arrived.
-pub(super) fn udp_cost(sent: &UdpSent, received: &UdpReceived) -> Figures {
+pub(super) fn udp_cost(sent: &UdpSent, received: &UdpReceived, apart: bool) -> Figures {
     let mut figures = Figures::new();
     let packets = as_f64(received.packets);
-    let (a, b) = (&sent.cost, &received.cost);
+    let costs = Pair {
+        a: &sent.cost,
+        b: &received.cost,
+        apart,
+    };
     // The sink's window is longer by the wait for stragglers: idle time, which costs nothing.
-    let cpu = system(a, b, |c| c.cpu);
+    let cpu = costs.system(|c| c.cpu);
     figures.insert("cpu_s_per_mpkt".into(), cpu / (packets / 1e6));
-    if let Some(daemon) = daemons(a, b, |d| Some(d.cpu)) {
+    if let Some(daemon) = costs.daemons(|d| Some(d.cpu)) {
         figures.insert("daemon_cpu_s_per_mpkt".into(), daemon / (packets / 1e6));
     }
-    per_packet(&mut figures, packets, a, b);
+    per_packet(&mut figures, packets, &costs);
     figures
 }
 
@@ -172,32 +176,38 @@ pub(super) fn batches(
     figures
 }
 
-fn per_packet(figures: &mut Figures, packets: f64, a: &Cost, b: &Cost) {
+fn per_packet(figures: &mut Figures, packets: f64, costs: &Pair<'_>) {
     let mut put = |name: &str, value: f64| {
         figures.insert(name.into(), value / packets);
     };
-    put("switches_per_packet", system(a, b, |c| as_f64(c.switches)));
-    if let Some(switches) = daemons(a, b, |d| Some(as_f64(d.switches))) {
+    put("switches_per_packet", costs.system(|c| as_f64(c.switches)));
+    if let Some(switches) = costs.daemons(|d| Some(as_f64(d.switches))) {
         put("daemon_switches_per_packet", switches);
     }
-    if let Some(syscalls) = daemons(a, b, |d| d.syscalls.map(as_f64)) {
+    if let Some(syscalls) = costs.daemons(|d| d.syscalls.map(as_f64)) {
         put("daemon_syscalls_per_packet", syscalls);
     }
 }
 
-/// Of the whole system: both hosts are on one machine, and each has seen all of it.
-fn system(a: &Cost, b: &Cost, what: impl Fn(&Cost) -> f64) -> f64 {
-    let _ = b;
-    what(a)
+/// The costs of both hosts.
+pub(super) struct Pair<'a> {
+    pub(super) a: &'a Cost,
+    pub(super) b: &'a Cost,
+    /// On two machines. On one, each has seen all of it.
+    pub(super) apart: bool,
 }
 
-/// Of both daemons together; `None` where there are none, or one of them could not be counted.
-fn daemons(
-    a: &Cost,
-    b: &Cost,
-    what: impl Fn(&super::meter::DaemonCost) -> Option<f64>,
-) -> Option<f64> {
-    Some(what(a.daemon.as_ref()?)? + what(b.daemon.as_ref()?)?)
+impl Pair<'_> {
+    /// Of the whole system or both.
+    fn system(&self, what: impl Fn(&Cost) -> f64) -> f64 {
+        let other = if self.apart { what(self.b) } else { 0.0 };
+        what(self.a) + other
+    }
+
+    /// Of both daemons together; `None` where there are none, or one of them could not be counted.
+    fn daemons(&self, what: impl Fn(&super::meter::DaemonCost) -> Option<f64>) -> Option<f64> {
+        Some(what(self.a.daemon.as_ref()?)? + what(self.b.daemon.as_ref()?)?)
+    }
 }
 
 #[allow(clippy::cast_precision_loss)] // figures, not books

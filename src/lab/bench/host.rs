@@ -3,6 +3,8 @@
 //! Addresses are those that RFC 2544 (appendix C.2.2) sets aside for benchmarks: the overlay is 198.18.0.0/16, of which
 //! host n has 198.18.n.0/24; the underlay of the bench's own namespaces is 198.19.0.0/24.
 
+mod script;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use super::load::{Job, Outcome, Running, Surroundings};
+use super::machine::Machine;
 use super::meter::Meter;
 use super::plan::{Between, Path, Row, Setting};
 use crate::kernel::{Link, NetNs, Netlink, RouteSpec, VxlanSpec};
@@ -58,9 +61,13 @@ pub(super) struct Site {
     /// What marks our processes.
     pub(super) mark: String,
     pub(super) ports: Ports,
+    pub(super) scripts: Scripts,
     pub(super) cpus: Vec<usize>,
     pub(super) cancel: Cancel,
 }
+
+/// The scripts of outside controls, by name.
+pub type Scripts = BTreeMap<String, PathBuf>;
 
 /// The UDP ports of the encapsulations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +83,16 @@ impl Default for Ports {
         Self {
             udp: 8285,
             vxlan: 8472,
+        }
+    }
+}
+
+impl Ports {
+    /// For hosts that may have an overlay of their own.
+    pub(super) fn apart() -> Self {
+        Self {
+            udp: 28285,
+            vxlan: 28472,
         }
     }
 }
@@ -112,6 +129,7 @@ struct Up {
     addresses: Vec<(u32, IpNet)>,
     daemon: Option<Child>,
     socket: Option<PathBuf>,
+    script: Option<String>,
 }
 
 /// A host's subnet of the overlay.
@@ -222,6 +240,11 @@ impl Host {
                 self.start_daemon(*backend, engine, &mut up)
                     .map(|()| (subnet(me).addr(), mtu))
             }
+            Path::Script { name } => {
+                up.script = Some(name.clone());
+                self.run_script(name, &netlink)
+                    .map(|mtu| (host_address(me, 1), mtu))
+            }
         };
         let made = made.and_then(|(ip, mtu)| {
             if row.between == Between::Nodes {
@@ -323,9 +346,16 @@ impl Host {
         if let Some(child) = &mut up.daemon {
             end(child)?;
         }
+        let script = match &up.script {
+            Some(name) => self.end_script(name),
+            None => Ok(()),
+        };
         let site = &self.site;
         self.runtime.block_on(async {
             let netlink = Netlink::open_in(&site.node)?;
+            if up.script.is_some() {
+                netlink.delete_link(&script::device(site.number)).await?;
+            }
             for route in &up.routes {
                 ignore_missing(netlink.del_route(route).await)?;
             }
@@ -336,7 +366,14 @@ impl Host {
                 netlink.delete_link(link).await?;
             }
             anyhow::Ok(())
-        })
+        })?;
+        script
+    }
+
+    /// What machine this is.
+    pub(super) fn machine(&self) -> Machine {
+        let Site { device, public, .. } = &self.site;
+        Machine::here(format!("{device}, {public}, MTU {}", self.underlay_mtu))
     }
 
     /// The status document of the daemon, where the path has one.

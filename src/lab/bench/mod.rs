@@ -10,19 +10,23 @@
 //! | `cell` | one path under one setting: its tests |
 //! | `search` | the highest rate without loss |
 //! | `figures` | from counts to figures |
-//! | `report`, `table` | the document, and the table made of it |
+//! | `report`, `table`, `compare` | the document, the table made of it, two of them side by side |
+//! | `side`, `peer` | the other host: here, or behind a control connection to `bench serve` |
 
 mod bed;
 mod cell;
+pub mod compare;
 pub mod figures;
 mod host;
 pub mod load;
 pub mod machine;
 pub mod meter;
+mod peer;
 pub mod pin;
 pub mod plan;
 pub mod report;
 mod search;
+mod side;
 pub mod table;
 
 use std::path::PathBuf;
@@ -39,8 +43,12 @@ use self::machine::Machine;
 use self::pin::Pin;
 use self::plan::{Between, Row, Setting, Test};
 use self::report::{Report, Sample};
+use self::side::Side;
 use super::topology::Interrupted;
 use super::traffic::Cancel;
+
+pub use self::host::Scripts;
+pub use self::peer::{PORT, serve};
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -49,8 +57,10 @@ pub struct Plan {
     pub rows: Vec<Row>,
     /// The offload settings.
     pub settings: Vec<Setting>,
-    /// What to measure on each path under each setting.
+    /// What to measure on each path under each setting (rows between pods: under the first).
     pub tests: Vec<Test>,
+    /// What to measure only under the first setting, between nodes.
+    pub extra: Vec<Test>,
     /// How often.
     pub rounds: u32,
     /// Seconds of one measurement.
@@ -63,6 +73,10 @@ pub struct Plan {
     pub send: Send,
     /// CPU placement.
     pub pin: Pin,
+    /// The scripts of outside controls, by name.
+    pub scripts: Scripts,
+    /// The other host, and the key that its `bench serve` has shown; two namespaces here if `None`.
+    pub peer: Option<(String, String)>,
 }
 
 /// What happens, for whoever waits.
@@ -115,27 +129,45 @@ fn run_all(
     let start = Instant::now();
     let mut report = begin(plan)?;
     let pods = plan.rows.iter().any(|row| row.between == Between::Pods);
-    let (mut a, mut b, _bed) = Bed::build(&exe, plan.mtu, pods, &plan.pin, cancel)?;
-    let per_round = plan.settings.len() * plan.rows.len();
-    let of = per_round * plan.rounds as usize;
+    let (mut a, mut b, _bed) = match &plan.peer {
+        None => {
+            report.machines.push(Machine::here(format!(
+                "veth between two namespaces, MTU {}",
+                plan.mtu
+            )));
+            let (a, b, bed) = Bed::build(&exe, plan, pods, cancel)?;
+            (a, Side::Here(Box::new(b)), bed)
+        }
+        Some((host, key)) => {
+            let (a, mut b, bed) = peer::connect(host, key, &exe, plan, cancel)?;
+            report.machines.extend([a.machine(), b.machine()?]);
+            (a, b, bed)
+        }
+    };
+    let cells: Vec<(Setting, &Row)> = plan.cells().collect();
+    let of = cells.len() * plan.rounds as usize;
     let mut number = 0;
     'rounds: for round in 1..=plan.rounds {
-        for setting in &plan.settings {
-            let active = a.set_offloads(*setting)?;
-            b.set_offloads(*setting)?;
-            let names = active
-                .into_iter()
-                .filter(|(_, on)| *on)
-                .map(|(name, _)| name);
-            report
-                .offloads
-                .insert(setting.name().into(), names.collect());
-            for row in &plan.rows {
+        let mut last = None;
+        for (setting, row) in &cells {
+            {
                 cancel.check()?;
+                if last != Some(*setting) {
+                    last = Some(*setting);
+                    let active = a.set_offloads(*setting)?;
+                    b.set_offloads(*setting)?;
+                    let names = active
+                        .into_iter()
+                        .filter(|(_, on)| *on)
+                        .map(|(name, _)| name);
+                    report
+                        .offloads
+                        .insert(setting.name().into(), names.collect());
+                }
                 let spent = start.elapsed().as_secs_f64();
                 #[allow(clippy::cast_precision_loss)]
                 let each = if number == 0 {
-                    plan.seconds_per_cell()
+                    plan.seconds() / of as f64
                 } else {
                     spent / number as f64
                 };
@@ -180,14 +212,16 @@ fn begin(plan: &Plan) -> Result<Report> {
         command: std::env::args().collect(),
         started: started.as_secs(),
         seconds: 0.0,
-        machines: vec![Machine::here(format!(
-            "veth between two namespaces, MTU {}",
-            plan.mtu
-        ))],
+        machines: Vec::new(),
         offloads: Default::default(),
         rows: plan.rows.iter().map(ToString::to_string).collect(),
         settings: plan.settings.iter().map(ToString::to_string).collect(),
-        tests: plan.tests.iter().map(ToString::to_string).collect(),
+        tests: plan
+            .tests
+            .iter()
+            .chain(&plan.extra)
+            .map(ToString::to_string)
+            .collect(),
         rounds: 0,
         window: plan.window,
         samples: Vec::new(),
@@ -201,7 +235,7 @@ fn cell(
     round: u32,
     setting: Setting,
     row: &Row,
-    (a, b): (&mut Host, &mut Host),
+    (a, b): (&mut Host, &mut Side),
     cancel: &Cancel,
 ) -> Result<Vec<Sample>> {
     let sample = |test: &Test, result: Result<(Figures, serde_json::Value)>| {
@@ -223,6 +257,7 @@ fn cell(
             error,
         }
     };
+    let tests = plan.tests_of(setting, row);
     let ends = a.up(row).and_then(|end| Ok((end, b.up(row)?)));
     let mut samples = Vec::new();
     match ends {
@@ -231,7 +266,7 @@ fn cell(
             // One reason for all of them.
             let error = format!("{error:#}");
             samples.extend(
-                plan.tests
+                tests
                     .iter()
                     .map(|test| sample(test, Err(anyhow::anyhow!(error.clone())))),
             );
@@ -246,7 +281,7 @@ fn cell(
                 small_rate: None,
             };
             let greeted = cell.greet().map_err(|error| format!("{error:#}"));
-            for test in &plan.tests {
+            for test in &tests {
                 cancel.check()?;
                 let result = match &greeted {
                     Ok(()) => cell.run(*test),
@@ -263,27 +298,49 @@ fn cell(
 }
 
 impl Plan {
-    /// Seconds of one path under one setting.
-    fn seconds_per_cell(&self) -> f64 {
+    /// Every row under every setting that it is measured under, setting by setting.
+    fn cells(&self) -> impl Iterator<Item = (Setting, &Row)> {
+        self.settings.iter().flat_map(|setting| {
+            let rows = self.rows.iter().map(|row| (*setting, row));
+            rows.filter(|(setting, row)| !self.tests_of(*setting, row).is_empty())
+        })
+    }
+
+    fn tests_of(&self, setting: Setting, row: &Row) -> Vec<Test> {
+        let first = self.settings.first() == Some(&setting);
+        match row.between {
+            Between::Pods if !first => Vec::new(),
+            Between::Nodes if first => self.tests.iter().chain(&self.extra).copied().collect(),
+            _ => self.tests.clone(),
+        }
+    }
+
+    /// Seconds that all of it will take.
+    fn seconds(&self) -> f64 {
         let (fixed, factor) = self.time();
         fixed + factor * self.window
     }
 
-    /// A cell's seconds: those that are always there, and how often the window is.
+    /// Of all of it: the seconds that are always there, and how often the window is.
     fn time(&self) -> (f64, f64) {
-        let up_and_down = (0.35, 0.0);
-        self.tests
-            .iter()
-            .map(|test| test.time())
-            .fold(up_and_down, |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        // A cell has to be brought up and down.
+        let cells = self.cells().map(|(setting, row)| {
+            let tests = self.tests_of(setting, row);
+            tests.iter().map(|test| test.time()).fold((0.35, 0.0), add)
+        });
+        let (fixed, factor) = cells.fold((0.0, 0.0), add);
+        let rounds = f64::from(self.rounds);
+        (fixed * rounds, factor * rounds)
     }
 
     /// Chooses the window so that all of it takes about this long, within sensible bounds.
     pub fn fit(&mut self, budget: Duration) {
-        #[allow(clippy::cast_precision_loss)]
-        let cells = (self.rows.len() * self.settings.len() * self.rounds as usize).max(1) as f64;
         let (fixed, factor) = self.time();
-        let window = (budget.as_secs_f64() / cells - fixed) / factor.max(1.0);
+        let window = (budget.as_secs_f64() - fixed) / factor.max(1.0);
         self.window = window.clamp(0.1, 5.0);
     }
+}
+
+fn add(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
+    (a.0 + b.0, a.1 + b.1)
 }

@@ -27,6 +27,11 @@ pub enum Path {
         /// Its engine, as `datapath.engine` names it.
         engine: String,
     },
+    /// An outside control: a tunnel that a script brings up.
+    Script {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// From where to where.
@@ -59,6 +64,7 @@ impl fmt::Display for Row {
             Path::HostGw => f.write_str("host-gw"),
             Path::KernelVxlan => f.write_str("kernel-vxlan"),
             Path::Overlayd { backend, engine } => write!(f, "overlayd-{backend}-{engine}"),
+            Path::Script { name } => f.write_str(name),
         }
     }
 }
@@ -84,6 +90,11 @@ impl Row {
         nodes
             .chain(pods.into_iter().map(|path| Self::new(path, Between::Pods)))
             .collect()
+    }
+
+    /// The row of an outside control.
+    pub fn script(name: &str) -> Self {
+        Self::new(Path::Script { name: name.into() }, Between::Nodes)
     }
 
     fn new(path: Path, between: Between) -> Self {
@@ -287,6 +298,34 @@ impl Test {
             Self::Flood(Size::Bytes(64)),
             Self::Rtt,
         ]
+    }
+
+    /// The tests of a full run: everywhere between nodes.
+    pub fn full() -> Vec<Self> {
+        let mut tests: Vec<_> = [1, 4, 16]
+            .map(|streams| Self::Tcp(streams, Way::Forth))
+            .into();
+        tests.extend([
+            Self::Loss(Size::Bytes(64), 1),
+            Self::Loss(Size::Mtu, 1),
+            Self::Rtt,
+        ]);
+        tests
+    }
+
+    /// The further tests of a full run, under the first setting only, between nodes.
+    pub fn full_extra() -> Vec<Self> {
+        let mut tests: Vec<_> = [1, 4, 16]
+            .map(|streams| Self::Tcp(streams, Way::Both))
+            .into();
+        tests.extend([64, 256, 512, 1024].map(|bytes| Self::Flood(Size::Bytes(bytes))));
+        tests.extend([
+            Self::Flood(Size::Mtu),
+            Self::Loss(Size::Bytes(64), 1000),
+            Self::Loss(Size::Mtu, 1000),
+            Self::RttHalf,
+        ]);
+        tests
     }
 
     /// How long it takes: seconds that are always there, and how often the window is.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::figures::{Principal, principals};
-use super::report::{Report, summary};
+use super::report::{Report, Sample, summary};
 
 /// What every row is compared with.
 const REFERENCE: &str = "kernel-vxlan";
@@ -50,9 +50,15 @@ impl Report {
     }
 
     fn figures_under(&self, setting: &str) -> String {
+        let measured = |test: &&String| {
+            self.samples
+                .iter()
+                .any(|s| s.setting == setting && s.test == **test)
+        };
         let columns: Vec<(&str, &Principal)> = self
             .tests
             .iter()
+            .filter(measured)
             .flat_map(|test| {
                 principals(test)
                     .iter()
@@ -67,13 +73,18 @@ impl Report {
                 .chain(head)
                 .collect::<Vec<_>>(),
         ];
-        for row in &self.rows {
+        let there = |row: &&String| {
+            self.samples
+                .iter()
+                .any(|s| s.setting == setting && s.row == **row)
+        };
+        for row in self.rows.iter().filter(there) {
             let cells = columns
                 .iter()
                 .map(|(test, figure)| self.one(setting, row, test, figure));
             lines.push(std::iter::once(row.clone()).chain(cells).collect());
         }
-        align(&lines)
+        align(&lines, 1)
     }
 
     fn one(&self, setting: &str, row: &str, test: &str, figure: &Principal) -> String {
@@ -81,7 +92,13 @@ impl Report {
             .values(setting, row, test, figure.name)
             .map(|(_, value)| value / figure.scale);
         let Some(found) = summary(values) else {
-            return "failed".into();
+            let tried = |s: &Sample| s.setting == setting && s.row == row && s.test == test;
+            return if self.samples.iter().any(tried) {
+                "failed"
+            } else {
+                "-"
+            }
+            .into();
         };
         let range = if self.rounds > 1 {
             format!(" ({}-{})", number(found.low), number(found.high))
@@ -140,8 +157,8 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// Columns, the first to the left, the others to the right.
-fn align(lines: &[Vec<String>]) -> String {
+/// Columns, the first `left` to the left, the others to the right.
+pub(super) fn align(lines: &[Vec<String>], left: usize) -> String {
     let mut text = String::new();
     let width = |column: usize| {
         lines
@@ -154,10 +171,10 @@ fn align(lines: &[Vec<String>]) -> String {
     for line in lines {
         let mut out = String::new();
         for (i, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            let _ = if i == 0 {
-                write!(out, " {cell:width$}")
+            let _ = if i < left {
+                write!(out, " {cell:width$} ")
             } else {
-                write!(out, "   {cell:>width$}")
+                write!(out, "  {cell:>width$}")
             };
         }
         text.push_str(out.trim_end());
