@@ -68,7 +68,7 @@ enum Command {
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
     Lab(lab::LabArgs),
     /// How fast: overlayd beside bare veth and kernel VXLAN, in one run
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Every byte of captured or given frames, explained
     Dissect(dissect::Args),
     /// What each encapsulation costs: header budget, MTU, MSS and goodput
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),
-        Command::Bench(args) => bench::main(args),
+        Command::Bench(args) => bench::main(*args),
         Command::Dissect(args) => dissect::main(&args),
         Command::Mtu(args) => mtu::main(&args),
     };

@@ -145,58 +145,56 @@ fn run_all(
         }
     };
     let cells: Vec<(Setting, &Row)> = plan.cells().collect();
-    let of = cells.len() * plan.rounds as usize;
-    let mut number = 0;
-    'rounds: for round in 1..=plan.rounds {
-        let mut last = None;
-        for (setting, row) in &cells {
-            {
-                cancel.check()?;
-                if last != Some(*setting) {
-                    last = Some(*setting);
-                    let active = a.set_offloads(*setting)?;
-                    b.set_offloads(*setting)?;
-                    let names = active
-                        .into_iter()
-                        .filter(|(_, on)| *on)
-                        .map(|(name, _)| name);
-                    report
-                        .offloads
-                        .insert(setting.name().into(), names.collect());
-                }
-                let spent = start.elapsed().as_secs_f64();
-                #[allow(clippy::cast_precision_loss)]
-                let each = if number == 0 {
-                    plan.seconds() / of as f64
-                } else {
-                    spent / number as f64
-                };
-                if plan
-                    .limit
-                    .is_some_and(|limit| spent + each > limit.as_secs_f64())
-                {
-                    report.notes.push(format!(
-                        "the time was up in round {round}: {number} of {of} cells were measured"
-                    ));
-                    break 'rounds;
-                }
-                number += 1;
-                #[allow(clippy::cast_precision_loss)]
-                let left = each * (of - number + 1) as f64;
-                tell(Progress::Cell {
-                    number,
-                    of,
-                    setting: *setting,
-                    row,
-                    left,
-                });
-                for sample in cell(plan, round, *setting, row, (&mut a, &mut b), cancel)? {
-                    tell(Progress::Sample(&sample));
-                    report.samples.push(sample);
-                }
-            }
+    let rounds = 1..=plan.rounds;
+    let all: Vec<_> = rounds
+        .flat_map(|round| cells.iter().map(move |cell| (round, *cell)))
+        .collect();
+    let of = all.len();
+    let mut last = None;
+    for (done, (round, (setting, row))) in all.into_iter().enumerate() {
+        cancel.check()?;
+        let spent = start.elapsed().as_secs_f64();
+        #[allow(clippy::cast_precision_loss)]
+        let (each, left) = match done {
+            0 => (plan.seconds() / of as f64, plan.seconds()),
+            _ => (
+                spent / done as f64,
+                spent / done as f64 * (of - done) as f64,
+            ),
+        };
+        if plan
+            .limit
+            .is_some_and(|limit| spent + each > limit.as_secs_f64())
+        {
+            let note =
+                format!("the time was up in round {round}: {done} of {of} cells were measured");
+            report.notes.push(note);
+            break;
         }
+        if last != Some(setting) {
+            last = Some(setting);
+            let active = a.set_offloads(setting)?;
+            b.set_offloads(setting)?;
+            let names = active
+                .into_iter()
+                .filter(|(_, on)| *on)
+                .map(|(name, _)| name);
+            report
+                .offloads
+                .insert(setting.name().into(), names.collect());
+        }
+        tell(Progress::Cell {
+            number: done + 1,
+            of,
+            setting,
+            row,
+            left,
+        });
         report.rounds = round;
+        for sample in cell(plan, round, setting, row, (&mut a, &mut b), cancel)? {
+            tell(Progress::Sample(&sample));
+            report.samples.push(sample);
+        }
     }
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)

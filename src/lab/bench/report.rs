@@ -32,7 +32,7 @@ pub struct Report {
     pub settings: Vec<String>,
     /// The tests, in order.
     pub tests: Vec<String>,
-    /// Rounds that were done; each is every row under every setting once.
+    /// Rounds; each is every row under every setting once. The last may lack some: see the notes.
     pub rounds: u32,
     /// Seconds of one measurement.
     pub window: f64,
