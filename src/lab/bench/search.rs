@@ -1,8 +1,8 @@
 //! The highest rate at which a path loses nothing (or almost nothing): a binary search as RFC 2544 §26.1 describes
 //! it, and RFC 1242 §3.17 defines what is sought.
 //!
-//! One departure: a rate has failed when it loses twice. On a machine that runs other things too, a single moment without
-//! the CPU would otherwise halve the result.
+//! One departure: a rate has failed when it loses twice, unless it loses a lot. On a machine that runs other things too, a
+//! single moment without the CPU would otherwise halve the result.
 
 /// What one trial found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +33,9 @@ pub(super) struct Search {
 
 /// It is good enough when the two bounds are this near.
 const RESOLUTION: f64 = 0.03;
+
+/// A share that no moment without the CPU explains.
+const A_LOT: f64 = 0.05;
 
 impl Search {
     pub(super) fn new(tolerance: f64, trials: u32) -> Self {
@@ -81,9 +84,10 @@ impl Search {
                 // What came through is a good place to begin.
                 self.guess = Some(rate * (1.0 - trial.loss).clamp(0.05, 0.95));
             }
-            Some(asked) if self.doubtful == Some(asked) => {
+            Some(asked) if self.doubtful == Some(asked) || trial.loss > A_LOT => {
                 self.doubtful = None;
-                self.guess = None;
+                let through = asked * (1.0 - trial.loss);
+                self.guess = (trial.loss > A_LOT && through > self.passed).then_some(through);
                 self.failed = Some(self.failed.map_or(asked, |failed| failed.min(asked)));
             }
             Some(asked) => self.doubtful = Some(asked),
