@@ -14,11 +14,10 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::Uid;
 
-use super::{Exit, complain, say};
+use super::{Exit, complain, on_signal, say};
 use crate::lab::container::Container;
 use crate::lab::holder;
 use crate::lab::topology::{Backend, DEFAULT_NAME, Interrupted, Scenario, Spec, Stage, Underlay};
-use crate::lab::traffic::Cancel;
 
 /// The variable that names the lab where no `--name` does.
 const LAB_NAME: &str = "OVERLAYD_LAB_NAME";
@@ -356,39 +355,4 @@ fn name_option(name: &str) -> String {
 
 fn exe() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find the overlayd that is running (is /proc mounted?)")
-}
-
-/// A flag that SIGINT, SIGTERM and SIGHUP set. From here on they no longer end the process: whoever built something
-/// gets to take it away.
-fn on_signal() -> Result<Cancel> {
-    let cancel = Cancel::default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let streams = {
-        use tokio::signal::unix::{SignalKind, signal};
-        let _context = runtime.enter();
-        (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        )
-    };
-    let flag = cancel.clone();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            let (mut interrupt, mut terminate, mut hangup) = streams;
-            runtime.block_on(async {
-                loop {
-                    tokio::select! {
-                        _ = interrupt.recv() => {}
-                        _ = terminate.recv() => {}
-                        _ = hangup.recv() => {}
-                    }
-                    flag.set();
-                }
-            });
-        })?;
-    Ok(cancel)
 }

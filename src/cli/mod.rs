@@ -2,6 +2,7 @@
 //!
 //! stdout is for results, stderr for talk. Exit codes are a contract: see [`Exit`].
 
+mod bench;
 mod config;
 mod dissect;
 mod lab;
@@ -15,7 +16,10 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::lab::traffic::Cancel;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +68,8 @@ enum Command {
     Config(config::Args),
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
     Lab(lab::LabArgs),
+    /// How fast: overlayd beside bare veth and kernel VXLAN, in one run
+    Bench(Box<bench::BenchArgs>),
     /// Every byte of captured or given frames, explained
     Dissect(dissect::Args),
     /// What each encapsulation costs: header budget, MTU, MSS and goodput
@@ -92,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),
+        Command::Bench(args) => bench::main(*args),
         Command::Dissect(args) => dissect::main(&args),
         Command::Mtu(args) => mtu::main(&args),
         Command::Trace(args) => trace::main(&args),
@@ -107,4 +114,39 @@ fn say(result: impl Display) {
 /// Says on stderr what went wrong, causes included.
 fn complain(error: &anyhow::Error) {
     eprintln!("overlayd: {error:#}");
+}
+
+/// A flag that SIGINT, SIGTERM and SIGHUP set. From here on they no longer end the process: whoever built something
+/// gets to take it away.
+fn on_signal() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let streams = {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _context = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        )
+    };
+    let flag = cancel.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let (mut interrupt, mut terminate, mut hangup) = streams;
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                        _ = hangup.recv() => {}
+                    }
+                    flag.set();
+                }
+            });
+        })?;
+    Ok(cancel)
 }

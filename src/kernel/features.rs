@@ -52,12 +52,8 @@ impl FeatureReader {
     }
 
     fn try_read(&self, name: &str) -> io::Result<Features> {
-        let names = ethtool::feature_names(&self.socket, name)?;
-        let active = ethtool::active_features(&self.socket, name, names.len())?;
-        let is_on = |feature: &str| {
-            let mut all = names.iter().zip(&active);
-            all.any(|(name, on)| *on && name == feature)
-        };
+        let all = ethtool::features(&self.socket, name)?;
+        let is_on = |feature: &str| all.get(feature) == Some(&true);
         Ok(Features {
             tcp4: is_on("tx-tcp-segmentation"),
             tcp6: is_on("tx-tcp6-segmentation"),

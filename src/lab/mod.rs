@@ -19,8 +19,10 @@
 //! - [`graph`]: a topology as a picture, with ways of packets through it
 //! - [`scenario`]: labs with something wrong in them, and their grades
 //! - [`traffic`]: probes and generators that work in any namespace
+//! - [`bench`]: what `overlayd bench` measures, in namespaces of its own
 //! - [`demo`]: the story that `overlayd lab demo` tells
 
+pub mod bench;
 pub mod container;
 pub mod demo;
 pub mod graph;

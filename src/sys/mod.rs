@@ -3,6 +3,8 @@
 
 pub mod ethtool;
 pub mod inject;
+pub mod mmsg;
+pub mod perf;
 pub mod socket;
 pub mod tun;
 pub mod udp;

@@ -1,0 +1,303 @@
+//! One path under one setting: its tests, one after the other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::figures::Pair;
+use super::host::{End, Host};
+use super::load::{Job, MIN_SIZE, Outcome, Rtt, Send, Source, UdpReceived, UdpSent};
+use super::meter::Cost;
+use super::plan::{Size, Test, Way};
+use super::search::{Search, Trial};
+use super::side::Side;
+
+/// Figures by name.
+pub(super) type Figures = BTreeMap<String, f64>;
+
+/// Payload of a round trip's datagram, and of the load beside it, in bytes.
+const SMALL: u16 = 64;
+/// How many trials a search for a rate may take.
+const TRIALS: u32 = 14;
+
+/// The two ends of a path that is up.
+pub(super) struct Cell<'a> {
+    pub(super) a: &'a mut Host,
+    pub(super) b: &'a mut Side,
+    pub(super) ends: (End, End),
+    /// Seconds of one measurement.
+    pub(super) window: f64,
+    pub(super) send: Send,
+    /// The zero-loss rate of small datagrams, once it is known.
+    pub(super) small_rate: Option<f64>,
+}
+
+impl Cell<'_> {
+    /// Do packets get through at all? Resolves the neighbours too.
+    pub(super) fn greet(&mut self) -> Result<()> {
+        // A tunnel with a handshake may need a few seconds.
+        for _ in 0..2 {
+            match self.round_trips(0.005) {
+                Err(error) if is_timeout(&error) => {}
+                done => return done.map(drop),
+            }
+        }
+        self.round_trips(0.005).map(drop)
+    }
+
+    /// Runs one test.
+    pub(super) fn run(&mut self, test: Test) -> Result<(Figures, Value)> {
+        let before = (self.a.status(), self.b.status());
+        let (mut figures, mut raw) = match test {
+            Test::Tcp(streams, way) => self.tcp(streams, way)?,
+            Test::Flood(size) => self.flood(size)?,
+            Test::Loss(size, flows) => self.loss(size, flows)?,
+            Test::Rtt => self.rtt()?,
+            Test::RttHalf => self.rtt_half()?,
+        };
+        let batches = super::figures::batches(
+            (before.0.as_ref(), self.a.status().as_ref()),
+            (before.1.as_ref(), self.b.status().as_ref()),
+        );
+        raw["batches"] = json!(batches);
+        figures.extend(batches);
+        Ok((figures, raw))
+    }
+
+    fn size(&self, size: Size) -> Result<u16> {
+        let most = self.ends.0.mtu.min(self.ends.1.mtu) - 28;
+        match size {
+            Size::Mtu => Ok(most),
+            Size::Bytes(bytes) if (MIN_SIZE..=most).contains(&bytes) => Ok(bytes),
+            Size::Bytes(bytes) => {
+                bail!("{bytes} bytes of UDP payload do not fit the path: {MIN_SIZE} to {most}")
+            }
+        }
+    }
+
+    fn pair<'c>(&self, a: &'c Cost, b: &'c Cost) -> Pair<'c> {
+        Pair {
+            a,
+            b,
+            apart: self.b.is_apart(),
+        }
+    }
+
+    fn warmup(&self) -> f64 {
+        (0.3 * self.window).min(0.3)
+    }
+
+    fn tcp(&mut self, streams: u16, way: Way) -> Result<(Figures, Value)> {
+        let (warmup, window) = (self.warmup(), self.window);
+        let (a_ip, b_ip) = (self.ends.0.ip, self.ends.1.ip);
+        let sink = |at| Job::TcpSink {
+            at,
+            streams,
+            warmup,
+            window,
+        };
+        let source = |to| Job::TcpSource {
+            to,
+            streams,
+            warmup,
+            window,
+        };
+        let forth = way != Way::Back;
+        let back = way != Way::Forth;
+        let mut sinks = (None, None);
+        if forth {
+            sinks.1 = Some(self.b.start(sink(b_ip))?);
+        }
+        if back {
+            sinks.0 = Some(self.a.start(sink(a_ip))?);
+        }
+        let mut sources = (None, None);
+        if let Some((_, port)) = sinks.1 {
+            sources.0 = Some(self.a.start(source(SocketAddr::new(b_ip, port)))?.0);
+        }
+        if let Some((_, port)) = sinks.0 {
+            sources.1 = Some(self.b.start(source(SocketAddr::new(a_ip, port)))?.0);
+        }
+        // The sinks first: they close the streams.
+        let jobs = [
+            (sinks.1.map(|s| s.0), false),
+            (sinks.0.map(|s| s.0), true),
+            (sources.0, true),
+            (sources.1, false),
+        ];
+        let mut bytes = 0;
+        let mut costs: [Option<Cost>; 2] = [None, None];
+        for (job, on_a) in jobs {
+            let Some(job) = job else { continue };
+            let outcome = if on_a {
+                self.a.finish(job)
+            } else {
+                self.b.finish(job)
+            };
+            let cost = match outcome? {
+                Outcome::TcpSink { bytes: more, cost } => {
+                    bytes += more;
+                    cost
+                }
+                Outcome::TcpSource { cost } => cost,
+                other => bail!("not what was asked for: {other:?}"),
+            };
+            costs[usize::from(!on_a)] = Some(cost);
+        }
+        let [Some(a), Some(b)] = costs else {
+            bail!("a side is missing");
+        };
+        let mss = f64::from(self.ends.0.mtu) - 52.0;
+        let figures = super::figures::tcp(bytes, mss, &self.pair(&a, &b));
+        Ok((figures, json!({"bytes": bytes, "cost_a": a, "cost_b": b})))
+    }
+
+    fn flood(&mut self, size: Size) -> Result<(Figures, Value)> {
+        let size = self.size(size)?;
+        let (sent, received) = self.trial(size, 1, None, self.window)?;
+        let figures = super::figures::flood(&sent, &received, self.b.is_apart());
+        Ok((
+            figures,
+            json!({"size": size, "sent": sent, "received": received}),
+        ))
+    }
+
+    fn loss(&mut self, size: Size, flows: u16) -> Result<(Figures, Value)> {
+        let bytes = self.size(size)?;
+        let window = (self.window / 4.0).clamp(0.1, 1.0);
+        let mut zero = Search::new(0.0, TRIALS);
+        let mut tenth = Search::new(0.001, 2 * TRIALS);
+        let mut raw = Vec::new();
+        let mut best = None;
+        let mut reordered = 0;
+        loop {
+            let (asked, hunting_zero) = match (zero.next(), tenth.next()) {
+                (Some(asked), _) => (asked, true),
+                (None, Some(asked)) => (asked, false),
+                (None, None) => break,
+            };
+            let (sent, received) = self.trial(bytes, flows, asked, window)?;
+            reordered += received.reordered;
+            #[allow(clippy::cast_precision_loss)]
+            let trial = Trial {
+                asked,
+                sent: sent.packets as f64 / sent.seconds,
+                loss: 1.0 - received.packets as f64 / sent.packets.max(1) as f64,
+            };
+            if hunting_zero {
+                zero.tell(&trial);
+                if trial.loss == 0.0 {
+                    best = Some((sent.clone(), received.clone()));
+                }
+            }
+            // What the first search tried need not be tried again.
+            tenth.tell(&trial);
+            raw.push(json!({"asked_pps": asked, "sent": sent, "received": received}));
+        }
+        let mut figures = match &best {
+            Some((sent, received)) => super::figures::udp_cost(sent, received, self.b.is_apart()),
+            None => Figures::new(),
+        };
+        figures.insert("zero_loss_pps".into(), zero.found());
+        figures.insert("tenth_percent_pps".into(), tenth.found().max(zero.found()));
+        #[allow(clippy::cast_precision_loss)]
+        figures.insert("reordered".into(), reordered as f64);
+        if size == Size::Bytes(SMALL) && flows == 1 {
+            self.small_rate = Some(zero.found());
+        }
+        Ok((
+            figures,
+            json!({"size": bytes, "flows": flows, "trials": raw}),
+        ))
+    }
+
+    fn trial(
+        &mut self,
+        size: u16,
+        flows: u16,
+        rate: Option<f64>,
+        window: f64,
+    ) -> Result<(UdpSent, UdpReceived)> {
+        let (sink, port) = self.b.start(Job::UdpSink { at: self.ends.1.ip })?;
+        let to = SocketAddr::new(self.ends.1.ip, port);
+        let source = Source {
+            to,
+            size,
+            flows,
+            rate,
+            send: self.send,
+            window,
+        };
+        let (job, _) = self.a.start(Job::UdpSource(source))?;
+        let sent = self.a.finish(job)?;
+        let received = self.b.finish(sink)?;
+        match (sent, received) {
+            (Outcome::UdpSource(sent), Outcome::UdpSink(received)) => Ok((sent, received)),
+            other => bail!("not what was asked for: {other:?}"),
+        }
+    }
+
+    fn round_trips(&mut self, window: f64) -> Result<Rtt> {
+        let (echo, port) = self.b.start(Job::Echo { at: self.ends.1.ip })?;
+        let to = SocketAddr::new(self.ends.1.ip, port);
+        let (job, _) = self.a.start(Job::PingPong {
+            to,
+            size: SMALL,
+            window,
+        })?;
+        let trips = self.a.finish(job);
+        self.b.finish(echo)?;
+        match trips.context("no round trip")? {
+            Outcome::PingPong(rtt) => Ok(rtt),
+            other => bail!("not what was asked for: {other:?}"),
+        }
+    }
+
+    fn rtt(&mut self) -> Result<(Figures, Value)> {
+        let rtt = self.round_trips(self.window)?;
+        Ok((super::figures::rtt(&rtt), json!({"rtt": rtt})))
+    }
+
+    fn rtt_half(&mut self) -> Result<(Figures, Value)> {
+        let rate = match self.small_rate {
+            Some(rate) => rate,
+            None => {
+                let (sent, received) = self.trial(SMALL, 1, None, (self.window / 4.0).max(0.1))?;
+                #[allow(clippy::cast_precision_loss)]
+                let delivered = received.packets as f64 / sent.seconds;
+                delivered
+            }
+        } / 2.0;
+        if rate < 1.0 {
+            bail!("the path carries nothing without loss: there is no half of it");
+        }
+        let (sink, port) = self.b.start(Job::UdpSink { at: self.ends.1.ip })?;
+        let to = SocketAddr::new(self.ends.1.ip, port);
+        let load = Source {
+            to,
+            size: SMALL,
+            flows: 1,
+            rate: Some(rate),
+            send: self.send,
+            window: self.window + 0.05,
+        };
+        let (source, _) = self.a.start(Job::UdpSource(load))?;
+        let rtt = self.round_trips((self.window - 0.05).max(0.05));
+        let sent = self.a.finish(source)?;
+        let received = self.b.finish(sink)?;
+        let rtt = rtt?;
+        let mut figures = super::figures::rtt(&rtt);
+        figures.insert("load_pps".into(), rate);
+        Ok((
+            figures,
+            json!({"rtt": rtt, "load": {"sent": sent, "received": received}}),
+        ))
+    }
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut)
+}
