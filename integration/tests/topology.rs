@@ -508,7 +508,7 @@ fn a_daemon_stops_and_starts() {
 fn a_daemon_that_does_not_start_is_shown_and_everything_removed() {
     let spec = Spec {
         daemons: true,
-        config: "[datapath]\ndf = \"perhaps\"\n".into(),
+        config: "[log]\nformat = \"perhaps\"\n".into(),
         ..spec("broken")
     };
     let error = Lab::up(spec.clone(), exe(), &|| false)

@@ -15,6 +15,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::Uid;
 
 use super::{Exit, complain, on_signal, say};
+use crate::config::Engine;
 use crate::lab::container::Container;
 use crate::lab::holder;
 use crate::lab::topology::{Backend, DEFAULT_NAME, Interrupted, Scenario, Spec, Stage, Underlay};
@@ -176,6 +177,9 @@ struct Shape {
     /// The encapsulation between the nodes
     #[arg(long, value_enum, default_value_t = BackendArg::Vxlan)]
     backend: BackendArg,
+    /// How the daemons read and send packets
+    #[arg(long, value_enum, default_value_t = EngineArg::Classic)]
+    engine: EngineArg,
     /// MTU of the underlay, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1500)]
     underlay_mtu: u16,
@@ -193,6 +197,14 @@ enum BackendArg {
     Udp,
     /// VXLAN, UDP port 8472
     Vxlan,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EngineArg {
+    /// One packet per system call: every capture shows single packets, as on a real wire
+    Classic,
+    /// The daemon's default: superpackets and trains, which cross the lab's cables whole
+    Batched,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -222,6 +234,10 @@ impl Shape {
                 (Some(UnderlayArg::Dual), _) | (None, false) => Underlay::Dual,
             },
             mtu: self.underlay_mtu,
+            engine: match self.engine {
+                EngineArg::Classic => Engine::Classic,
+                EngineArg::Batched => Engine::Batched,
+            },
             ..Spec::default()
         }
     }

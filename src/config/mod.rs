@@ -26,6 +26,8 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use check::{Report, example, run_check};
 pub(crate) use error::Quoted;
 pub use error::{ConfigError, Origin, Setting};
@@ -158,7 +160,8 @@ pub struct Datapath {
 }
 
 /// How packets are read from the device and sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// One packet per system call.
     Classic,

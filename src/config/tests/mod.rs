@@ -453,6 +453,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("datapath.ecn", "copy"),
         ("datapath.dscp", "uniform"),
         ("datapath.df", "set"),
+        ("datapath.injection", "off"),
         ("datapath.accept-node-source", "true"),
         ("datapath.icmp-rate", "1"),
         ("datapath.udp6-zero-checksum", "true"),

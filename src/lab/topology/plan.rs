@@ -12,6 +12,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::stage::Stage;
+use crate::config::Engine;
 
 /// The name of a lab that was given none.
 pub const DEFAULT_NAME: &str = "lab";
@@ -128,6 +129,10 @@ pub struct Spec {
     /// What is wrong with it on purpose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scenario: Option<Scenario>,
+    /// The engine of its daemons. One packet per system call is what a class can follow: across a cable between two
+    /// namespaces the others' trains and superpackets travel whole, larger than any MTU.
+    #[serde(default = "default_engine")]
+    pub engine: Engine,
     /// Further configuration, in TOML, appended to each node's: sections that are not there yet.
     pub config: String,
 }
@@ -145,9 +150,14 @@ impl Default for Spec {
             daemons: true,
             stage: Stage::Overlay,
             scenario: None,
+            engine: default_engine(),
             config: String::new(),
         }
     }
+}
+
+fn default_engine() -> Engine {
+    Engine::Classic
 }
 
 impl Spec {
@@ -349,6 +359,7 @@ impl NodePlan {
     /// The configuration of its daemon (DESIGN: `overlayd.toml`). `dir` is the lab's directory.
     pub(super) fn config(&self, spec: &Spec, dir: &std::path::Path) -> String {
         let (name, backend, lab) = (&self.name, spec.backend, &spec.name);
+        let engine = spec.engine.name();
         let ipv6 = if spec.ipv6 {
             format!("ipv6-network = \"{IPV6_NETWORK}\"\n")
         } else {
@@ -368,6 +379,9 @@ impl NodePlan {
              [node]\n\
              name = \"{name}\"\n\
              iface = \"eth0\"\n\
+             \n\
+             [datapath]\n\
+             engine = \"{engine}\"\n\
              \n\
              [store]\n\
              type = \"file\"\n\
@@ -488,7 +502,7 @@ mod tests {
                 backend,
                 ipv6,
                 underlay,
-                config: "[datapath]\ndf = \"set\"\n".into(),
+                config: "[log]\nlevel = \"debug\"\n".into(),
                 ..Spec::default()
             };
             let dir = tempfile::tempdir().unwrap();
