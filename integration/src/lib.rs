@@ -2,6 +2,8 @@
 //!
 //! - [`bed`]: nodes, pods and an underlay made of network namespaces, and daemons that run in them
 //! - [`probe`]: traffic between two namespaces that must arrive whole
+//! - [`flannel`]: a node whose kernel is the VXLAN peer, as flannel makes it
+//! - [`offloads`]: what the underlay's devices leave to others
 //! - [`wire`]: what passes on the underlay
 //! - [`pcap`], [`tshark`]: recorded traffic, and an independent reading of it
 //! - [`fuzz`]: what the decoders promise whatever the bytes
@@ -11,9 +13,11 @@
 pub mod bed;
 mod config;
 mod daemon;
+pub mod flannel;
 pub mod fuzz;
 mod leftovers;
 mod node;
+pub mod offloads;
 pub mod pcap;
 pub mod probe;
 pub mod tshark;

@@ -1,6 +1,7 @@
 //! Traffic between two namespaces that must arrive whole.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use encap::Family;
@@ -162,8 +163,24 @@ fn fragments(
         .collect()
 }
 
+/// Runs a command as an operator there would, its words parted by single spaces, and returns what it printed.
+///
+/// # Panics
+/// If it cannot be started, or fails.
+pub fn command(namespace: &NetNs, line: &str) -> String {
+    let mut words = line.split(' ');
+    let program = words.next().unwrap_or_default();
+    let done = within(namespace, || Command::new(program).args(words).output());
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{line} in {namespace}: {error}");
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
 /// Runs `f` in the namespace and unwraps.
-fn within<T: Send>(namespace: &NetNs, f: impl FnOnce() -> std::io::Result<T> + Send) -> T {
+///
+/// # Panics
+/// If it fails.
+pub fn within<T: Send>(namespace: &NetNs, f: impl FnOnce() -> std::io::Result<T> + Send) -> T {
     namespace
         .run(f)
         .and_then(|result| result)

@@ -55,7 +55,8 @@ pub struct Direction {
     /// Datagrams accepted although reserved header bits were set; apart from the balance.
     pub reserved_bits: Cell,
     /// Datagrams that the kernel dropped before we saw them: the socket's receive buffer was full, or the UDP
-    /// checksum wrong. Apart from the balance.
+    /// checksum wrong. Datagrams that it had joined (`UDP_GRO`, or a train that was never cut) count as one. Apart
+    /// from the balance.
     pub overflow: Cell,
     /// System calls on the device: reads (outbound) or writes (inbound) that moved something.
     pub device_calls: Cell,

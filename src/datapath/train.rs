@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A train ends where the kernel's rules end it: all its datagrams have the size of the first, but the last, which
-//! may be shorter; at most 128 of them and 65,507 bytes. Nothing waits for a train to fill: what one batch holds
+//! may be shorter; one ToS byte; at most 128 of them and 65,507 bytes. Nothing waits for a train to fill: what one batch holds
 //! goes out when the batch ends. The packets of a flow share a source port, so they stay in order: a later
 //! one joins the newest train of its port and peer, or starts a new one behind it.
 
@@ -137,12 +137,13 @@ impl Trains {
             segment => segment,
         };
         let datagrams = bytes.div_ceil(segment.max(1)).max(1);
-        let same_way =
-            |train: &Train| train.port == port && train.to == parcel.to && train.tos == parcel.tos;
+        // Of whatever mark: the packets of a flow need not all have the same, and stay in order.
+        let same_way = |train: &Train| train.port == port && train.to == parcel.to;
         let newest = self.trains.iter().rposition(same_way);
         let fits = newest.filter(|&index| {
             let train = &self.trains[index];
             !train.closed
+                && train.tos == parcel.tos
                 && train.datagrams + datagrams <= MAX_DATAGRAMS
                 && train.bytes + bytes <= MAX_BYTES
                 && (segment == train.segment || datagrams == 1 && bytes < train.segment)

@@ -4,6 +4,8 @@ mod allocation;
 mod balance;
 mod corpus;
 mod icmp;
+mod joins;
 mod outbound;
 mod receive;
 mod superpackets;
+mod trains;
