@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
-use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Engine, Store};
+use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Engine, Store, Zerocopy};
 use crate::datapath::batched::{Common, Egress, Ingress};
 use crate::datapath::classic::Classic;
 use crate::datapath::counters::Counters;
@@ -204,6 +204,7 @@ impl Start {
             path_mtu,
             sums: sys::wide::sums(),
         };
+        let mut zerocopy = None;
         let works = match device {
             Opened::Classic(queue) => plan.classic(queue, underlay, &snapshot, &encapsulation),
             Opened::Batched(device) => {
@@ -211,9 +212,15 @@ impl Start {
                     Backend::Udp(_) => Sender::of(&underlay)?,
                     Backend::Vxlan(_) => {
                         let (v4, v6) = (site.bound.v4, site.bound.v6);
-                        Sender::pool(v4, v6, socket_options(&config))?
+                        let sender = Sender::pool(v4, v6, socket_options(&config))?;
+                        match config.datapath.zerocopy {
+                            Zerocopy::Auto => sender.with_zerocopy(false),
+                            Zerocopy::On => sender.with_zerocopy(true),
+                            Zerocopy::Off => sender,
+                        }
                     }
                 };
+                zerocopy = sender.zerocopy();
                 let receiver = Receiver::new(underlay)?;
                 plan.batched(device, vec![(sender, receiver)], &snapshot, &encapsulation)
             }
@@ -229,6 +236,7 @@ impl Start {
                 vni: ground.vni,
             },
             engine: config.datapath.engine.name(),
+            zerocopy,
             own: own.clone(),
             counters,
             device: spec.clone(),

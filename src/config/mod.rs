@@ -141,6 +141,8 @@ pub struct Datapath {
     pub engine: Engine,
     /// Device queues; 1 in this version.
     pub queues: u16,
+    /// Whether large sends are read by the kernel where they lie.
+    pub zerocopy: Zerocopy,
     /// The outer ECN field.
     pub ecn: Ecn,
     /// The inner DSCP.
@@ -175,6 +177,17 @@ impl Engine {
             Engine::Batched => "batched",
         }
     }
+}
+
+/// Whether large UDP sends are read by the kernel where they lie (`MSG_ZEROCOPY`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zerocopy {
+    /// As long as the kernel does not say that it copied after all.
+    Auto,
+    /// Whatever the kernel says.
+    On,
+    /// Never.
+    Off,
 }
 
 /// What the outer ECN field is made of.
@@ -299,6 +312,10 @@ impl Config {
             (
                 "datapath.queues",
                 self.datapath.queues != new.datapath.queues,
+            ),
+            (
+                "datapath.zerocopy",
+                self.datapath.zerocopy != new.datapath.zerocopy,
             ),
             ("datapath.df", self.datapath.df != new.datapath.df),
             (

@@ -199,6 +199,8 @@ pub static OPTIONS: &[Opt] = &[
         "How packets are read and sent: batched (superpackets and trains), classic (one per system call), auto (batched)."),
     row("datapath", "queues", "queues", Kind::NumberOrText, "1", "1",
         "Device queues, each with a thread."),
+    row("datapath", "zerocopy", "zerocopy", Kind::Text, r#""auto""#, "auto",
+        "The kernel reads large VXLAN sends where they lie: auto (until it says that it copied after all), on, off."),
     reload(row("datapath", "ecn", "ecn", Kind::Text, r#""auto""#, "auto",
         "Outer ECN field: copy (RFC 6040), clear (for peers that do not carry it back), auto (clear with udp, whose peers may be flanneld; copy with vxlan).")),
     reload(row("datapath", "dscp", "dscp", Kind::Text, r#""pipe""#, "pipe",

@@ -11,7 +11,7 @@ use super::overrides::Overrides;
 use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
 use super::{
     Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Log,
-    LogFormat, Node, Store, UdpBackend, VxlanBackend, netconf, values,
+    LogFormat, Node, Store, UdpBackend, VxlanBackend, Zerocopy, netconf, values,
 };
 
 /// A configuration longer than this is some other file.
@@ -305,6 +305,11 @@ impl Resolver {
                 self.raw.warnings.push(what);
             }
         }
+        let zerocopy = self.raw.get("datapath.zerocopy");
+        if let Some(setting) = zerocopy.filter(|setting| setting.text == "on") {
+            let what = setting.problem("has no effect with the udp backend");
+            self.raw.warnings.push(what);
+        }
         Backend::Udp(UdpBackend {
             port: port.unwrap_or(8285),
         })
@@ -350,6 +355,16 @@ impl Resolver {
                 .read("datapath.engine", engine)
                 .unwrap_or(Engine::Batched),
             queues: self.read("datapath.queues", queues).unwrap_or(1),
+            zerocopy: self
+                .word(
+                    "datapath.zerocopy",
+                    &[
+                        ("auto", Zerocopy::Auto),
+                        ("on", Zerocopy::On),
+                        ("off", Zerocopy::Off),
+                    ],
+                )
+                .unwrap_or(Zerocopy::Auto),
             ecn: self
                 .word(
                     "datapath.ecn",

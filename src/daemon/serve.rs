@@ -26,6 +26,7 @@ use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
 use crate::observe::server::Control;
 use crate::observe::status::{self, Health, Status, Warning};
+use crate::underlay::zerocopy;
 
 /// What the daemon holds while it runs.
 pub(super) struct Daemon<E> {
@@ -63,6 +64,7 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) backend: status::Backend,
     pub(super) engine: &'static str,
+    pub(super) zerocopy: Option<Arc<zerocopy::Report>>,
     pub(super) own: Lease,
     pub(super) counters: Arc<Counters>,
     pub(super) device: DeviceSpec,
@@ -487,6 +489,7 @@ impl Node {
             program_version: env!("CARGO_PKG_VERSION").into(),
             backend: self.backend.clone(),
             engine: self.engine.into(),
+            features: self.zerocopy.iter().flat_map(|z| z.features()).collect(),
             device: status::Device {
                 name: self.device.name.clone(),
                 index: self.link.index,

@@ -128,6 +128,11 @@ impl Batch {
         }
     }
 
+    /// Another batch of this shape, for packets from a device.
+    pub fn another(&self) -> Self {
+        Batch::new(self.most, self.room)
+    }
+
     /// Forgets the packets.
     pub fn clear(&mut self) {
         self.frames.clear();
@@ -317,6 +322,10 @@ pub struct Outbox {
     /// bytes, so it never shrinks.
     split: Vec<u8>,
     split_len: usize,
+    /// Memory that `split` outgrew in this batch: the kernel may be reading from it (see [`Sender::set_aside`]).
+    ///
+    /// [`Sender::set_aside`]: crate::underlay::sender::Sender::set_aside
+    outgrown: Vec<Vec<u8>>,
     places: Vec<Place>,
     parcels: Vec<Parcel>,
     deliveries: Vec<Delivery>,
@@ -327,6 +336,7 @@ impl Outbox {
     pub fn clear(&mut self) {
         self.made.clear();
         self.split_len = 0;
+        self.outgrown.clear();
         self.places.clear();
         self.parcels.clear();
         self.deliveries.clear();
@@ -401,7 +411,12 @@ impl Outbox {
     pub(super) fn send_split(&mut self, parcel: Parcel, len: usize, write: impl FnOnce(&mut [u8])) {
         let range = self.split_len..self.split_len + len;
         if self.split.len() < range.end {
-            self.split.resize(range.end, 0);
+            let len = range.end.next_power_of_two();
+            let mut larger = Vec::with_capacity(len);
+            larger.extend_from_slice(&self.split[..self.split_len]);
+            larger.resize(len, 0);
+            self.outgrown
+                .push(std::mem::replace(&mut self.split, larger));
         }
         write(&mut self.split[range.clone()]);
         self.split_len = range.end;

@@ -143,6 +143,7 @@ impl Egress {
             let _ = device.write_unfinished(&delivery.vnet, std::iter::once(bytes));
         }
         self.trains.clear();
+        sender.set_aside(batch, out);
         out.clear();
         Ok(true)
     }

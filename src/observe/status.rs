@@ -46,6 +46,9 @@ pub struct Status {
     pub backend: Backend,
     /// Which engine forwards.
     pub engine: String,
+    /// What the kernel does for the engine.
+    #[serde(default)]
+    pub features: Vec<Feature>,
     /// The TUN device.
     pub device: Device,
     /// The node's own lease.
@@ -60,6 +63,28 @@ pub struct Status {
     pub inbound: DirectionCounts,
     /// Drops that happened, by reason.
     pub drops: Vec<Drop>,
+}
+
+/// Something that the kernel may do for an engine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Feature {
+    /// Its name.
+    pub name: String,
+    /// Is it in use?
+    pub on: bool,
+    /// What it is, or why it is not in use.
+    pub note: String,
+}
+
+impl Feature {
+    /// A feature as it stands now.
+    pub fn new(name: &str, on: bool, note: &str) -> Self {
+        Feature {
+            name: name.into(),
+            on,
+            note: note.into(),
+        }
+    }
 }
 
 /// Something on the host that would eat overlay traffic.
@@ -233,6 +258,16 @@ impl Status {
             "\nbackend   {}{vni}, UDP port {}, engine {}",
             self.backend.name, self.backend.port, self.engine
         )?;
+        for (index, feature) in self.features.iter().enumerate() {
+            writeln!(
+                to,
+                "{:<9} {:<16} {:<3}  {}",
+                if index == 0 { "kernel" } else { "" },
+                feature.name,
+                if feature.on { "on" } else { "off" },
+                feature.note
+            )?;
+        }
         let device = &self.device;
         writeln!(
             to,

@@ -108,6 +108,7 @@ fn defaults() {
     let Datapath {
         engine,
         queues,
+        zerocopy,
         ecn,
         dscp,
         df,
@@ -119,6 +120,7 @@ fn defaults() {
         (engine, queues, ecn, dscp, df),
         (Engine::Batched, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
     );
+    assert_eq!(zerocopy, Zerocopy::Auto);
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),
         (false, 1000, false)
@@ -152,6 +154,7 @@ fn everything_written() {
         [datapath]
         engine = "classic"
         queues = "auto"
+        zerocopy = "on"
         ecn = "clear"
         dscp = "uniform"
         df = "set"
@@ -199,6 +202,7 @@ fn everything_written() {
         }
     );
     assert_eq!(config.control.socket, dir.join("run/sock"));
+    assert_eq!(config.datapath.zerocopy, Zerocopy::On);
     assert_eq!(config.datapath.ecn, Ecn::Clear);
     assert_eq!(config.datapath.dscp, Dscp::Uniform);
     assert_eq!(config.datapath.df, Df::Set);
@@ -448,6 +452,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("node.public-ipv6", "2001:db8::2"),
         ("device.name", "overlay1"),
         ("device.mtu", "1300"),
+        ("datapath.zerocopy", "off"),
         ("datapath.ecn", "copy"),
         ("datapath.dscp", "uniform"),
         ("datapath.df", "set"),
