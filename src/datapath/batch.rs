@@ -472,3 +472,39 @@ impl Delivery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    #[test]
+    fn what_was_split_stays_where_it_is_until_the_outbox_is_cleared() {
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let hop = NextHop {
+            peer: 0,
+            to,
+            mtu: 1450,
+            header: encap::Header::EMPTY,
+        };
+        let mut out = Outbox::default();
+        let mut lent = Vec::new();
+        for fill in 1..20 {
+            let parcel = Parcel::new(&hop, 0, 0, 0);
+            out.send_split(parcel, 50_000, |room| room.fill(fill));
+            let Place::Split(range) = &out.places[out.places.len() - 1] else {
+                panic!("not split");
+            };
+            lent.push((fill, out.split[range.clone()].as_ptr()));
+        }
+        let memories = || out.outgrown.iter().chain([&out.split]);
+        for (fill, at) in lent {
+            let memory = memories().find(|memory| memory.as_ptr_range().contains(&at));
+            let memory = memory.expect("it is still there");
+            let offset = at as usize - memory.as_ptr() as usize;
+            assert!(memory[offset..offset + 50_000].iter().all(|b| *b == fill));
+        }
+        out.clear();
+        assert!(out.outgrown.is_empty());
+    }
+}

@@ -318,7 +318,7 @@ struct Word {
 }
 
 /// The next word on the socket's error queue, if there is one.
-fn read_word(socket: &UdpSocket, control: &mut Vec<u8>) -> Option<Word> {
+fn read_word(socket: &UdpSocket, control: &mut [u8]) -> Option<Word> {
     loop {
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
         let message = match recvmsg::<()>(socket.as_raw_fd(), &mut [], Some(control), flags) {
