@@ -472,9 +472,10 @@ fn engine(text: &str) -> Result<Engine, String> {
     match text {
         "auto" | "batched" => Ok(Engine::Batched),
         "classic" => Ok(Engine::Classic),
-        "uring" => Err(not_in_this_version(
-            "use \"batched\", \"classic\" or \"auto\"",
-        )),
+        "uring" => Err(
+            "not built in: io_uring was tried and was not faster than \"batched\"; use \"batched\", \"classic\" or \"auto\""
+                .to_owned(),
+        ),
         _ => Err("unknown; use \"auto\", \"batched\" or \"classic\"".to_owned()),
     }
 }

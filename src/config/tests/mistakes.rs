@@ -137,7 +137,7 @@ fn what_is_not_built_is_refused_with_what_to_use() {
     );
     bad(
         "[datapath]\nengine = 'uring'\n",
-        &["not in this version", "batched"],
+        &["io_uring was tried and was not faster", "batched"],
     );
     bad(
         "[datapath]\nqueues = 2\n",
