@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
-use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Store};
+use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Store, Zerocopy};
 use crate::datapath::counters::Counters;
 use crate::datapath::stop::Stop;
 use crate::datapath::{Forwarding, Options};
@@ -206,7 +206,12 @@ impl Start {
                     Backend::Udp(_) => Sender::of(&underlay)?,
                     Backend::Vxlan(_) => {
                         let (v4, v6) = (site.bound.v4, site.bound.v6);
-                        Sender::pool(v4, v6, socket_options(&config))?
+                        let sender = Sender::pool(v4, v6, socket_options(&config))?;
+                        match config.datapath.zerocopy {
+                            Zerocopy::Auto => sender.with_zerocopy(false),
+                            Zerocopy::On => sender.with_zerocopy(true),
+                            Zerocopy::Off => sender,
+                        }
                     }
                 };
                 let receiver = Receiver::new(underlay)?;

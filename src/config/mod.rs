@@ -145,6 +145,8 @@ pub struct Datapath {
     pub queues: u16,
     /// Whether superpackets leave whole.
     pub injection: Injection,
+    /// Whether large sends are read by the kernel where they lie.
+    pub zerocopy: Zerocopy,
     /// The outer ECN field.
     pub ecn: Ecn,
     /// The inner DSCP.
@@ -190,6 +192,17 @@ pub enum Injection {
     /// With both.
     On,
     /// Never: they are split here.
+    Off,
+}
+
+/// Whether large UDP sends are read by the kernel where they lie (`MSG_ZEROCOPY`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zerocopy {
+    /// As long as the kernel does not say that it copied after all.
+    Auto,
+    /// Whatever the kernel says.
+    On,
+    /// Never.
     Off,
 }
 
@@ -319,6 +332,10 @@ impl Config {
             (
                 "datapath.queues",
                 self.datapath.queues != new.datapath.queues,
+            ),
+            (
+                "datapath.zerocopy",
+                self.datapath.zerocopy != new.datapath.zerocopy,
             ),
             ("datapath.df", self.datapath.df != new.datapath.df),
             (

@@ -201,6 +201,8 @@ pub static OPTIONS: &[Opt] = &[
         "Device queues, each with a thread."),
     row("datapath", "injection", "injection", Kind::Text, r#""auto""#, "auto",
         "Superpackets leave whole where kernel and underlay device can cut them: auto (with vxlan), on, off. They bypass netfilter's output hooks."),
+    row("datapath", "zerocopy", "zerocopy", Kind::Text, r#""auto""#, "auto",
+        "The kernel reads large VXLAN sends where they lie: auto (until it says that it copied after all), on, off."),
     reload(row("datapath", "ecn", "ecn", Kind::Text, r#""auto""#, "auto",
         "Outer ECN field: copy (RFC 6040), clear (for peers that do not carry it back), auto (clear with udp, whose peers may be flanneld; copy with vxlan).")),
     reload(row("datapath", "dscp", "dscp", Kind::Text, r#""pipe""#, "pipe",

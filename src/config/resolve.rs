@@ -11,7 +11,7 @@ use super::overrides::Overrides;
 use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
 use super::{
     Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Injection,
-    Log, LogFormat, Node, Store, UdpBackend, VxlanBackend, netconf, values,
+    Log, LogFormat, Node, Store, UdpBackend, VxlanBackend, Zerocopy, netconf, values,
 };
 
 /// A configuration longer than this is some other file.
@@ -305,6 +305,11 @@ impl Resolver {
                 self.raw.warnings.push(what);
             }
         }
+        let zerocopy = self.raw.get("datapath.zerocopy");
+        if let Some(setting) = zerocopy.filter(|setting| setting.text == "on") {
+            let what = setting.problem("has no effect with the udp backend");
+            self.raw.warnings.push(what);
+        }
         Backend::Udp(UdpBackend {
             port: port.unwrap_or(8285),
         })
@@ -360,6 +365,16 @@ impl Resolver {
                     ],
                 )
                 .unwrap_or(Injection::Auto),
+            zerocopy: self
+                .word(
+                    "datapath.zerocopy",
+                    &[
+                        ("auto", Zerocopy::Auto),
+                        ("on", Zerocopy::On),
+                        ("off", Zerocopy::Off),
+                    ],
+                )
+                .unwrap_or(Zerocopy::Auto),
             ecn: self
                 .word(
                     "datapath.ecn",
@@ -467,9 +482,10 @@ fn engine(text: &str) -> Result<Engine, String> {
     match text {
         "auto" | "batched" => Ok(Engine::Batched),
         "classic" => Ok(Engine::Classic),
-        "uring" => Err(not_in_this_version(
-            "use \"batched\", \"classic\" or \"auto\"",
-        )),
+        "uring" => Err(
+            "not built in: io_uring was tried and was not faster than \"batched\"; use \"batched\", \"classic\" or \"auto\""
+                .to_owned(),
+        ),
         _ => Err("unknown; use \"auto\", \"batched\" or \"classic\"".to_owned()),
     }
 }

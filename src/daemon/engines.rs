@@ -26,6 +26,7 @@ use crate::tap;
 use crate::underlay::Underlay;
 use crate::underlay::receiver::Receiver;
 use crate::underlay::sender::Sender;
+use crate::underlay::zerocopy;
 
 /// How long a forwarding thread looks again before it sleeps, if nobody else wants the processor.
 const SPIN: Duration = Duration::from_micros(30);
@@ -164,6 +165,7 @@ impl Injection {
 pub(super) struct Extras {
     fixed: Vec<Feature>,
     segmentation: Option<Arc<AtomicBool>>,
+    zerocopy: Option<Arc<zerocopy::Report>>,
     injection: Option<Result<Injection, String>>,
 }
 
@@ -173,6 +175,7 @@ impl Default for Extras {
         Extras {
             fixed: Vec::new(),
             segmentation: None,
+            zerocopy: None,
             injection: None,
         }
     }
@@ -207,6 +210,7 @@ impl Extras {
         Extras {
             fixed,
             segmentation: Some(sender.segmentation()),
+            zerocopy: sender.zerocopy(),
             injection: Some(injection),
         }
     }
@@ -236,6 +240,7 @@ impl Extras {
                 "the kernel cuts trains of datagrams that we send (Linux 4.18)",
             ));
         }
+        all.extend(self.zerocopy.iter().flat_map(|report| report.features()));
         match &self.injection {
             None => {}
             Some(Err(reason)) => all.push(Feature::new("injection", false, reason)),

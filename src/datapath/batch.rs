@@ -130,6 +130,11 @@ impl Batch {
         }
     }
 
+    /// Another batch of this shape, for packets from a device.
+    pub fn another(&self) -> Self {
+        Batch::new(self.most, self.room)
+    }
+
     /// Forgets the packets.
     pub fn clear(&mut self) {
         self.frames.clear();
@@ -326,6 +331,10 @@ pub struct Outbox {
     /// bytes, so it never shrinks.
     split: Vec<u8>,
     split_len: usize,
+    /// Memory that `split` outgrew in this batch: the kernel may be reading from it (see [`Sender::set_aside`]).
+    ///
+    /// [`Sender::set_aside`]: crate::underlay::sender::Sender::set_aside
+    outgrown: Vec<Vec<u8>>,
     places: Vec<Place>,
     parcels: Vec<Parcel>,
     heads: Vec<Head>,
@@ -337,6 +346,7 @@ impl Outbox {
     pub fn clear(&mut self) {
         self.made.clear();
         self.split_len = 0;
+        self.outgrown.clear();
         self.places.clear();
         self.parcels.clear();
         self.heads.clear();
@@ -435,7 +445,12 @@ impl Outbox {
     pub(super) fn send_split(&mut self, parcel: Parcel, len: usize, write: impl FnOnce(&mut [u8])) {
         let range = self.split_len..self.split_len + len;
         if self.split.len() < range.end {
-            self.split.resize(range.end, 0);
+            let len = range.end.next_power_of_two();
+            let mut larger = Vec::with_capacity(len);
+            larger.extend_from_slice(&self.split[..self.split_len]);
+            larger.resize(len, 0);
+            self.outgrown
+                .push(std::mem::replace(&mut self.split, larger));
         }
         write(&mut self.split[range.clone()]);
         self.split_len = range.end;
@@ -490,5 +505,41 @@ impl Delivery {
             packets: 1,
             vnet: VnetHeader::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    #[test]
+    fn what_was_split_stays_where_it_is_until_the_outbox_is_cleared() {
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let hop = NextHop {
+            peer: 0,
+            to,
+            mtu: 1450,
+            header: encap::Header::EMPTY,
+        };
+        let mut out = Outbox::default();
+        let mut lent = Vec::new();
+        for fill in 1..20 {
+            let parcel = Parcel::new(&hop, 0, 0, 0);
+            out.send_split(parcel, 50_000, |room| room.fill(fill));
+            let Place::Split(range) = &out.places[out.places.len() - 1] else {
+                panic!("not split");
+            };
+            lent.push((fill, out.split[range.clone()].as_ptr()));
+        }
+        let memories = || out.outgrown.iter().chain([&out.split]);
+        for (fill, at) in lent {
+            let memory = memories().find(|memory| memory.as_ptr_range().contains(&at));
+            let memory = memory.expect("it is still there");
+            let offset = at as usize - memory.as_ptr() as usize;
+            assert!(memory[offset..offset + 50_000].iter().all(|b| *b == fill));
+        }
+        out.clear();
+        assert!(out.outgrown.is_empty());
     }
 }

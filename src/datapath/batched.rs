@@ -201,6 +201,7 @@ impl Egress {
             let bytes = self.out.bytes(&self.batch, &delivery.place);
             let _ = device.write_unfinished(&delivery.vnet, std::iter::once(bytes));
         }
+        self.sender.set_aside(&mut self.batch, &mut self.out);
         self.out.clear();
         Ok(true)
     }

@@ -50,6 +50,14 @@ pub struct Train {
     last: usize,
 }
 
+impl Train {
+    /// The size that the kernel shall cut it to; 0 if there is nothing to cut.
+    pub fn kernel_segment(&self) -> u16 {
+        let segment = if self.datagrams > 1 { self.segment } else { 0 };
+        u16::try_from(segment).unwrap_or(0)
+    }
+}
+
 /// A piece of memory, and the piece that follows it in the same train.
 #[derive(Clone, Debug)]
 struct Slice {
@@ -121,6 +129,20 @@ impl Trains {
         let first = &self.slices[train.first];
         let chain = std::iter::successors(Some(first), |slice| slice.next.map(|n| &self.slices[n]));
         chain.map(|slice| out.slice(batch, slice.memory, slice.range.clone()))
+    }
+
+    /// The memory that `train` consists of, if it is one piece of at least `len` bytes, and stays where it is until
+    /// batch and outbox are cleared.
+    pub fn piece<'a>(
+        &self,
+        train: &Train,
+        len: usize,
+        batch: &'a Batch,
+        out: &'a Outbox,
+    ) -> Option<&'a [u8]> {
+        let slice = &self.slices[train.first];
+        let lasts = train.first == train.last && slice.memory != Memory::Made;
+        (lasts && train.bytes >= len).then(|| out.slice(batch, slice.memory, slice.range.clone()))
     }
 
     /// Adds the datagrams in `range` to a train, new or not.

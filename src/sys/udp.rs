@@ -75,6 +75,42 @@ pub fn send_many<'a>(
     scratch: &mut SendScratch,
     messages: &[Message],
     slices: impl Iterator<Item = &'a [u8]>,
+    done: impl FnMut(usize, io::Result<()>),
+) -> u64 {
+    send_with(0, socket, scratch, messages, slices, done)
+}
+
+/// Sends one message whose bytes are `piece`, as [`send_many`] does, but the kernel may read them where they lie after
+/// this has returned (`MSG_ZEROCOPY`): until it has said that it is done, they must not change. Memory that is
+/// given back meanwhile stays the kernel's until then; what is written to it instead would be sent.
+///
+/// # Errors
+/// As sendmsg(2). ENOBUFS: too many such messages wait for the kernel's word, or too much memory is locked.
+pub fn send_lent(
+    socket: &impl AsFd,
+    scratch: &mut SendScratch,
+    message: Message,
+    piece: &[u8],
+) -> io::Result<()> {
+    let mut ended = Ok(());
+    let slices = std::iter::once(piece);
+    let message = [Message {
+        slices: 1,
+        ..message
+    }];
+    let flags = libc::MSG_ZEROCOPY;
+    send_with(flags, socket, scratch, &message, slices, |_, end| {
+        ended = end;
+    });
+    ended
+}
+
+fn send_with<'a>(
+    flags: libc::c_int,
+    socket: &impl AsFd,
+    scratch: &mut SendScratch,
+    messages: &[Message],
+    slices: impl Iterator<Item = &'a [u8]>,
     mut done: impl FnMut(usize, io::Result<()>),
 ) -> u64 {
     let SendScratch {
@@ -131,13 +167,14 @@ pub fn send_many<'a>(
         let count = libc::c_uint::try_from(rest.len()).unwrap_or(libc::c_uint::MAX);
         calls += 1;
         // SAFETY: `rest` holds `count` headers, whose names, slices and controls live in `scratch` and behind
-        // `slices` until after the call, and are not moved in between; the kernel only reads them.
+        // `slices` until after the call, and are not moved in between; the kernel only reads them. With MSG_ZEROCOPY it may
+        // read the bytes later too, from pages that it holds itself.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_fd().as_raw_fd(),
                 rest.as_mut_ptr(),
                 count,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT | flags,
             )
         };
         match usize::try_from(sent) {

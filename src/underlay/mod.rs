@@ -7,6 +7,7 @@
 
 pub mod receiver;
 pub mod sender;
+pub mod zerocopy;
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};

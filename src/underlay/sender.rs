@@ -13,10 +13,11 @@ use encap::flow::FIRST_PORT;
 use nix::errno::Errno;
 use socket2::SockFilter;
 
+use super::zerocopy::{self, Zerocopy};
 use super::{Port, SocketOptions, Underlay};
 use crate::datapath::batch::{Batch, Outbox};
 use crate::datapath::train::{Train, Trains};
-use crate::sys::udp::{Message, SendScratch, send_many};
+use crate::sys::udp::{Message, SendScratch, send_lent, send_many};
 
 /// Source ports of a pool, per family.
 const POOL: u16 = 16;
@@ -30,6 +31,8 @@ pub struct Sender {
     v4: usize,
     /// The kernel cuts trains into datagrams.
     segmentation: Arc<AtomicBool>,
+    /// What large trains are lent to the kernel by, instead of being copied.
+    zerocopy: Option<Zerocopy>,
     scratch: SendScratch,
     messages: Vec<Message>,
     order: Vec<usize>,
@@ -90,10 +93,34 @@ impl Sender {
             sockets,
             v4: count,
             segmentation: Arc::new(AtomicBool::new(true)),
+            zerocopy: None,
             scratch: SendScratch::default(),
             messages: Vec::new(),
             order: Vec::new(),
             failed: Vec::new(),
+        }
+    }
+
+    /// From now on lends large trains to the kernel, which then reads them where they lie: as long as it does, or
+    /// `always`. To be followed by [`Sender::set_aside`] after every [`Sender::send`].
+    ///
+    /// Not for sockets that someone receives on, whom every word of the kernel about it would wake.
+    #[must_use]
+    pub fn with_zerocopy(mut self, always: bool) -> Self {
+        self.zerocopy = Some(Zerocopy::new(&self.sockets, self.v4, always));
+        self
+    }
+
+    /// What became of zerocopy, if it was asked for.
+    pub fn zerocopy(&self) -> Option<Arc<zerocopy::Report>> {
+        Some(self.zerocopy.as_ref()?.report())
+    }
+
+    /// Exchanges memory that the kernel still reads from for memory that it does not. Both must be cleared before they
+    /// are used again.
+    pub fn set_aside(&mut self, batch: &mut Batch, out: &mut Outbox) {
+        if let Some(zerocopy) = &mut self.zerocopy {
+            zerocopy.set_aside(&self.sockets, batch, out);
         }
     }
 
@@ -135,10 +162,82 @@ impl Sender {
         order.sort_unstable_by_key(|&index| (all[index].port, index));
         let mut cost = Cost::default();
         for group in order.chunk_by(|&a, &b| all[a].port == all[b].port) {
+            let zerocopy = self.zerocopy.as_ref();
+            if zerocopy.is_some_and(|zerocopy| zerocopy.lends(all[group[0]].port)) {
+                self.send_mixed(group, trains, batch, out, &mut done, &mut cost);
+                continue;
+            }
             self.send_group(group, trains, batch, out, &mut done, &mut cost);
         }
         self.order = order;
         cost
+    }
+
+    /// Sends trains of one source port, of which large ones are lent to the kernel, in order.
+    fn send_mixed(
+        &mut self,
+        mut group: &[usize],
+        trains: &Trains,
+        batch: &Batch,
+        out: &Outbox,
+        done: &mut impl FnMut(&Train, Result<(), &io::Error>),
+        cost: &mut Cost,
+    ) {
+        while let Some(&first) = group.first() {
+            let train = &trains.trains()[first];
+            if self.lend(train, trains, batch, out, cost) {
+                done(train, Ok(()));
+                group = &group[1..];
+                continue;
+            }
+            // This one is copied, and what follows it up to the next that may be lent.
+            let piece = |&index: &usize| {
+                let train = &trains.trains()[index];
+                trains.piece(train, zerocopy::LARGE, batch, out).is_some()
+            };
+            let end = group[1..].iter().position(piece);
+            let (copied, rest) = group.split_at(end.map_or(group.len(), |end| end + 1));
+            self.send_group(copied, trains, batch, out, done, cost);
+            group = rest;
+        }
+    }
+
+    /// Lends a train to the kernel, if it is large enough to pay and there is other memory to go on with. `false`: it
+    /// was not sent.
+    fn lend(
+        &mut self,
+        train: &Train,
+        trains: &Trains,
+        batch: &Batch,
+        out: &Outbox,
+        cost: &mut Cost,
+    ) -> bool {
+        let Some(piece) = trains.piece(train, zerocopy::LARGE, batch, out) else {
+            return false;
+        };
+        let Some(zerocopy) = self
+            .zerocopy
+            .as_mut()
+            .filter(|_| self.segmentation.load(Relaxed))
+        else {
+            return false;
+        };
+        let message = Message {
+            to: train.to,
+            tos: train.tos,
+            segment: train.kernel_segment(),
+            slices: 1,
+        };
+        let socket = &self.sockets[train.port];
+        let Some(sent) = zerocopy.lend(&self.sockets, train.port, || {
+            send_lent(socket, &mut self.scratch, message, piece)
+        }) else {
+            return false;
+        };
+        cost.calls += 1;
+        cost.messages += 1;
+        cost.datagrams += if sent { train.datagrams as u64 } else { 0 };
+        sent
     }
 
     /// Sends trains of one source port.
@@ -161,15 +260,10 @@ impl Sender {
         self.messages.clear();
         self.messages.extend(group.iter().map(|&index| {
             let train = &all[index];
-            let segment = if train.datagrams > 1 {
-                train.segment
-            } else {
-                0
-            };
             Message {
                 to: train.to,
                 tos: train.tos,
-                segment: u16::try_from(segment).unwrap_or(0),
+                segment: train.kernel_segment(),
                 slices: trains.slices(train, batch, out).count(),
             }
         }));

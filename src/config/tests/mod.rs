@@ -109,6 +109,7 @@ fn defaults() {
         engine,
         injection,
         queues,
+        zerocopy,
         ecn,
         dscp,
         df,
@@ -121,6 +122,7 @@ fn defaults() {
         (Engine::Batched, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
     );
     assert_eq!(injection, Injection::Auto);
+    assert_eq!(zerocopy, Zerocopy::Auto);
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),
         (false, 1000, false)
@@ -154,6 +156,7 @@ fn everything_written() {
         [datapath]
         engine = "classic"
         queues = "auto"
+        zerocopy = "on"
         ecn = "clear"
         dscp = "uniform"
         df = "set"
@@ -201,6 +204,7 @@ fn everything_written() {
         }
     );
     assert_eq!(config.control.socket, dir.join("run/sock"));
+    assert_eq!(config.datapath.zerocopy, Zerocopy::On);
     assert_eq!(config.datapath.ecn, Ecn::Clear);
     assert_eq!(config.datapath.dscp, Dscp::Uniform);
     assert_eq!(config.datapath.df, Df::Set);
@@ -450,6 +454,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("node.public-ipv6", "2001:db8::2"),
         ("device.name", "overlay1"),
         ("device.mtu", "1300"),
+        ("datapath.zerocopy", "off"),
         ("datapath.ecn", "copy"),
         ("datapath.dscp", "uniform"),
         ("datapath.df", "set"),
