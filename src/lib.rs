@@ -5,10 +5,11 @@
 //! ```text
 //!  pod eth0 ─▶ veth ─▶ cni0 ─▶ kernel: route 10.244.0.0/16 dev overlay0
 //!                                   │
-//!   [tap]        1  a queue of the TUN device: one read, one IP packet
+//!   [tap]        1  the TUN device: a read is one packet, or one superpacket of many segments
 //!   [datapath]   2  outbound: which node holds the destination? does the packet fit?
 //!                   [fdb::Tables] destination ─▶ NextHop      no lease, too big ─▶ hairpin: ICMP ─▶ tap
-//!   [underlay]   3  UDP to the peer's public IP, the NextHop's finished header in front
+//!   [underlay]   3  UDP to the peer's public IP, the NextHop's finished header in front, in trains
+//!   [inject]     3  or, where the underlay device can cut them: superpackets whole
 //!                                   │
 //!              kernel: UDP ─▶ eth0 ─▶ the underlay
 //! ```
@@ -18,10 +19,10 @@
 //! ```text
 //!              the underlay ─▶ eth0 ─▶ kernel: UDP port 8472 or 8285
 //!                                   │
-//!   [underlay]   3  one receive, one datagram, with its outer source and ToS
-//!   [datapath]   2  inbound: the receive checks; step over the header; ECN; finish checksums; split
+//!   [underlay]   3  a receive takes datagrams, with their outer source and ToS
+//!   [datapath]   2  inbound: the receive checks; step over the header; ECN; join what continues
 //!                   [fdb::Tables] outer source ─▶ peer, inner source ─▶ the same peer?
-//!   [tap]        1  a write, and the packet enters the kernel as if it came over a wire
+//!   [tap]        1  a write, and the packets enter the kernel as if they came over a wire
 //!                                   │
 //!              kernel: route 10.244.1.0/24 dev cni0 ─▶ veth ─▶ pod eth0
 //! ```
