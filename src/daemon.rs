@@ -194,6 +194,7 @@ impl Start {
             counters: counters.clone(),
             port,
             path_mtu,
+            ipv6_mtu: spec.mtu.min(largest_inner::<E>(&site, Family::V6)),
             sums: sys::wide::sums(),
         };
         let (works, extras) = match device {

@@ -53,6 +53,8 @@ pub(super) struct Plan {
     pub(super) port: u16,
     /// The largest inner packet that a peer cuts to size, in bytes.
     pub(super) path_mtu: u16,
+    /// The same for IPv6, whose outer header may be longer.
+    pub(super) ipv6_mtu: u16,
     pub(super) sums: Sums,
 }
 
@@ -64,6 +66,7 @@ impl Plan {
     fn inbound<E: Encapsulation>(&self, encapsulation: &E, takes: Takes) -> Inbound<E> {
         let (port, mtu) = (self.port, self.path_mtu);
         Inbound::new(encapsulation.clone(), port, mtu, takes, self.sums)
+            .with_ipv6_mtu(self.ipv6_mtu)
     }
 
     pub(super) fn classic<E: Encapsulation>(

@@ -20,7 +20,7 @@ use encap::segment::{self, L4Checksum};
 use encap::split::Split;
 use encap::sums::Sums;
 use encap::vnet::{Gso, VnetHeader};
-use encap::{Encapsulation, checksum, ecn, tcp, udp};
+use encap::{Encapsulation, Family, checksum, ecn, tcp, udp};
 use fdb::PeerId;
 
 use super::batch::{Batch, Delivery, Outbox, Packet, Place};
@@ -43,6 +43,7 @@ pub struct Inbound<E> {
     encapsulation: E,
     port: u16,
     device_mtu: u16,
+    ipv6_mtu: u16,
     takes: Takes,
     sums: Sums,
 }
@@ -55,8 +56,26 @@ impl<E: Encapsulation> Inbound<E> {
             encapsulation,
             port,
             device_mtu,
+            ipv6_mtu: device_mtu,
             takes,
             sums,
+        }
+    }
+
+    /// The same, where IPv6 packets that peers cut to size are at most `mtu` bytes.
+    pub fn with_ipv6_mtu(self, mtu: u16) -> Self {
+        Inbound {
+            ipv6_mtu: mtu.min(self.device_mtu),
+            ..self
+        }
+    }
+
+    /// What a TCP superpacket is split to: it must not be more than the sender's kernel would have split it to, which
+    /// the receiver is not told, since pods need not take more than that.
+    fn mtu(&self, inner: &Inner) -> usize {
+        match inner.family {
+            Family::V4 => self.device_mtu.into(),
+            Family::V6 => self.ipv6_mtu.into(),
         }
     }
 
@@ -152,7 +171,7 @@ impl<E: Encapsulation> Inbound<E> {
     fn is_superpacket(&self, inner: &Inner, gso_size: u16) -> bool {
         inner.fragment == Fragment::None
             && match inner.protocol {
-                tcp::PROTOCOL => inner.total_len > usize::from(self.device_mtu),
+                tcp::PROTOCOL => inner.total_len > self.mtu(inner),
                 udp::PROTOCOL => gso_size > 0,
                 _ => false,
             }
@@ -176,7 +195,7 @@ impl<E: Encapsulation> Inbound<E> {
         // Datagrams' sizes are the sender's choice, which the kernel reports; a stream may be split anywhere.
         let size = match inner.protocol {
             udp::PROTOCOL => packet.frame().vnet.gso_size.into(),
-            _ => usize::from(self.device_mtu).saturating_sub(headers),
+            _ => self.mtu(inner).saturating_sub(headers),
         };
         let split = Split::new(packet.bytes(), inner, size)?;
         let packets = split.count() as u64;

@@ -95,7 +95,12 @@ impl Outbound {
                         None => send(packet, hop, &inner, counts, index, parcel, out),
                         Some(split) => {
                             let shape = shape(&packet, &inner, &split);
-                            match whole(hop, &parcel, &shape) {
+                            // Where it is not cut on the way, a receiver in user space is not told the segments'
+                            // size, and takes the path's. So TCP goes whole if that is what it would be cut to.
+                            let told = shape.kind == Kind::Udp
+                                || split.segment_len() == usize::from(hop.mtu);
+                            let head = told.then(|| whole(hop, &parcel, &shape)).flatten();
+                            match head {
                                 Some(head) => {
                                     let parcel = Parcel {
                                         packets,
