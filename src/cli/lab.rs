@@ -14,14 +14,12 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::Uid;
 
-use super::{Exit, complain, on_signal, say};
+use super::{Exit, LAB_NAME, complain, on_signal, say};
 use crate::config::Engine;
 use crate::lab::container::Container;
 use crate::lab::holder;
 use crate::lab::topology::{Backend, DEFAULT_NAME, Interrupted, Scenario, Spec, Stage, Underlay};
 
-/// The variable that names the lab where no `--name` does.
-const LAB_NAME: &str = "OVERLAYD_LAB_NAME";
 /// The name of the demo's lab: it must not meet one that stands.
 const DEMO_NAME: &str = "demo";
 

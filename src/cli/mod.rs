@@ -116,6 +116,9 @@ fn complain(error: &anyhow::Error) {
     eprintln!("overlayd: {error:#}");
 }
 
+/// The variable that names the lab where no `--name` does.
+const LAB_NAME: &str = "OVERLAYD_LAB_NAME";
+
 /// A flag that SIGINT, SIGTERM and SIGHUP set. From here on they no longer end the process: whoever built something
 /// gets to take it away.
 fn on_signal() -> Result<Cancel> {

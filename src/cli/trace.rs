@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::ColorChoice;
 use nix::unistd::Uid;
 
-use super::{Exit, Socket, complain, say};
+use super::{Exit, LAB_NAME, Socket, complain, say};
 use crate::lab::graph::Topology;
 use crate::lab::state;
 use crate::lab::topology::{DEFAULT_NAME, Lab};
@@ -34,9 +34,9 @@ pub(super) struct Args {
     #[arg(value_name = "DST")]
     destination: String,
     /// The lab [default: `lab`]
-    #[arg(long, conflicts_with = "host")]
+    #[arg(long, env = LAB_NAME)]
     name: Option<String>,
-    /// Trace on this host, not in a lab
+    /// Trace on this host, whatever labs there are
     #[arg(long)]
     host: bool,
     #[command(flatten)]

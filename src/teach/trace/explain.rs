@@ -134,7 +134,7 @@ pub(super) fn chains(
                     counted = true;
                     let does = if rule.drops { "drops" } else { "counts" };
                     lines.push(format!(
-                        "  rule {} matched {} meanwhile: it {does} them",
+                        "  the rule with handle {} matched {} meanwhile: it {does} them",
                         rule.handle,
                         count_u64(rise, "packet")
                     ));

@@ -221,7 +221,7 @@ pub(super) fn dropped_by_chains(
                 chain.table
             );
             for rule in chain.rules.iter().filter(|rule| rule.drops) {
-                let text = format!("rule {} in {name}", rule.handle);
+                let text = format!("the rule with handle {} in {name}", rule.handle);
                 if after.rule_rise(before, chain, rule.handle) > 0 {
                     return Some((text, true));
                 }
