@@ -240,47 +240,68 @@ impl<'a> Grader<'a> {
 
     /// In every node's name to every other's first pod.
     fn forgeries(&mut self) -> Result<()> {
-        let mut believed = Vec::new();
-        // A stranger whose cable was pulled can forge nothing.
-        if let Ok(intruder) = self.lab.place("intruder") {
-            let socket = intruder.run(spoof::socket)??;
-            for (claimed, to) in self.pairs()? {
-                self.cancel.check()?;
-                let of = |pod: &Pod| {
-                    let mut nodes = self.lab.nodes().iter();
-                    nodes.find(|node| node.pods().iter().any(|own| own.place == pod.place))
-                };
-                let (from, node) = (of(claimed).context("no node")?, of(to).context("no node")?);
-                let listener = to.netns().run(|| UdpSocket::bind((to.ip, 0)))??;
-                listener.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let (mut believed, mut deaf) = (Vec::new(), Vec::new());
+        // A stranger who is gone can forge nothing.
+        let intruder = self.lab.place("intruder").ok();
+        let socket = intruder.map(|intruder| intruder.run(spoof::socket));
+        let socket = socket.transpose()?.transpose()?;
+        for (claimed, to) in self.pairs()? {
+            self.cancel.check()?;
+            let of = |pod: &Pod| {
+                let mut nodes = self.lab.nodes().iter();
+                nodes.find(|node| node.pods().iter().any(|own| own.place == pod.place))
+            };
+            let (from, node) = (of(claimed).context("no node")?, of(to).context("no node")?);
+            let listener = to.netns().run(|| UdpSocket::bind((to.ip, 0)))??;
+            listener.set_read_timeout(Some(Duration::from_millis(50)))?;
+            let at = listener.local_addr()?;
+            if let Some(socket) = &socket {
                 let forged = Forged {
                     outer: from.public_ip.context("a node without an IPv4 address")?,
                     inner: claimed.ip,
                     node,
                     pod: to.ip,
-                    port: listener.local_addr()?.port(),
+                    port: at.port(),
                     payload: b"forged",
                 };
-                if self.arrives(&forged, &socket, &listener) {
+                // What cannot even be sent does not arrive.
+                let send = || {
+                    let _ = forged.send(socket, self.lab.spec().backend);
+                };
+                if self.arrives(send, &listener, forged.payload) {
                     believed.push(format!(
                         "{} believes a datagram in the name of {}",
                         node.name, from.name
                     ));
                 }
             }
+            // Who shuts out everybody shuts out the intruder too.
+            let sender = claimed.netns().run(|| UdpSocket::bind((claimed.ip, 0)))??;
+            let send = || {
+                let _ = sender.send_to(b"genuine", at);
+            };
+            if !self.arrives(send, &listener, b"genuine") {
+                deaf.push(format!("{} gets no datagram of {}", node.name, from.name));
+            }
         }
-        let good = "nothing that the intruder forges reaches a pod";
+        let good = if socket.is_some() {
+            "nothing that the intruder forges reaches a pod"
+        } else {
+            "there is no intruder any more who could forge anything"
+        };
         self.verdict(good, "forged packets reach pods", &believed);
+        let good = "what pods really send by UDP arrives";
+        self.verdict(good, "what pods really send by UDP is lost", &deaf);
         Ok(())
     }
 
-    fn arrives(&self, forged: &Forged<'_>, socket: &socket2::Socket, listener: &UdpSocket) -> bool {
+    /// Does it arrive, sent again and again for a while?
+    fn arrives(&self, send: impl Fn(), listener: &UdpSocket, payload: &[u8]) -> bool {
         let until = Instant::now() + PATIENCE;
         let mut buffer = [0; 64];
         while Instant::now() < until {
-            // What cannot even be sent does not arrive.
-            let _ = forged.send(socket, self.lab.spec().backend);
-            if matches!(listener.recv_from(&mut buffer), Ok((length, _)) if &buffer[..length] == forged.payload)
+            send();
+            if matches!(listener.recv_from(&mut buffer), Ok((length, _)) if buffer[..length] == *payload)
             {
                 return true;
             }
