@@ -9,7 +9,12 @@ use integration::probe;
 use serde_json::Value;
 
 fn start(bed: &Bed, backend: Backend, zerocopy: &str) -> Vec<Daemon> {
-    let config = |node: &Node| node.config(backend).set("datapath.zerocopy", zerocopy);
+    // What leaves whole by the injection device does not pass the sockets.
+    let config = |node: &Node| {
+        node.config(backend)
+            .set("datapath.zerocopy", zerocopy)
+            .set("datapath.injection", "off")
+    };
     let start = |node: &Node| Daemon::start(node, &config(node));
     bed.nodes().iter().map(start).collect()
 }
