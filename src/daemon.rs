@@ -196,6 +196,7 @@ impl Start {
             path_mtu,
             ipv6_mtu: spec.mtu.min(largest_inner::<E>(&site, Family::V6)),
             sums: sys::wide::sums(),
+            busy_poll: config.datapath.busy_poll,
         };
         let (works, extras) = match device {
             Opened::Classic(queue) => (
@@ -220,7 +221,7 @@ impl Start {
                 let extras = Extras::new(device.takes, &sender, &receiver, injection);
                 extras.set_peers(snapshot.load_full().tables.peers().iter().map(|p| p.public));
                 let sockets = (sender, receiver, extras.lane());
-                let works = plan.batched(device, vec![sockets], &snapshot, &encapsulation);
+                let works = plan.batched(device, vec![sockets], &snapshot, &encapsulation)?;
                 (works, extras)
             }
         };

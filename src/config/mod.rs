@@ -25,6 +25,7 @@ mod values;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -141,8 +142,10 @@ pub struct Device {
 pub struct Datapath {
     /// How packets are read and sent.
     pub engine: Engine,
-    /// Device queues; 1 in this version.
+    /// Device queues, each with a thread.
     pub queues: u16,
+    /// How long a forwarding thread looks for packets before it sleeps.
+    pub busy_poll: Duration,
     /// Whether superpackets leave whole.
     pub injection: Injection,
     /// Whether large sends are read by the kernel where they lie.
@@ -332,6 +335,10 @@ impl Config {
             (
                 "datapath.queues",
                 self.datapath.queues != new.datapath.queues,
+            ),
+            (
+                "datapath.busy-poll",
+                self.datapath.busy_poll != new.datapath.busy_poll,
             ),
             (
                 "datapath.zerocopy",

@@ -4,7 +4,9 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::{ConfigError, Origin, Setting};
 use super::overrides::Overrides;
@@ -355,6 +357,11 @@ impl Resolver {
                 .read("datapath.engine", engine)
                 .unwrap_or(Engine::Batched),
             queues: self.read("datapath.queues", queues).unwrap_or(1),
+            busy_poll: self
+                .read("datapath.busy-poll", |text| {
+                    values::number(text, 0..=1_000_000, "a number of microseconds")
+                })
+                .map_or(Duration::ZERO, Duration::from_micros),
             injection: self
                 .word(
                     "datapath.injection",
@@ -490,13 +497,21 @@ fn engine(text: &str) -> Result<Engine, String> {
     }
 }
 
+/// Device queues, at most.
+const MAX_QUEUES: u16 = 16;
+
 fn queues(text: &str) -> Result<u16, String> {
     match text {
-        "1" | "auto" => Ok(1),
-        _ if text.parse::<u16>().is_ok_and(|queues| queues > 1) => {
-            Err(not_in_this_version("use 1"))
+        "auto" => {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            Ok(u16::try_from(processors).map_or(MAX_QUEUES, |count| count.min(MAX_QUEUES)))
         }
-        _ => Err("not a number of queues; use 1 or \"auto\"".to_owned()),
+        _ => match text.parse() {
+            Ok(queues) if (1..=MAX_QUEUES).contains(&queues) => Ok(queues),
+            _ => Err(format!(
+                "not a number of queues; use 1 to {MAX_QUEUES}, or \"auto\""
+            )),
+        },
     }
 }
 

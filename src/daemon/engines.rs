@@ -1,5 +1,6 @@
 //! The engines, put together: device, sockets and stages, and what the kernel does for them.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -10,14 +11,13 @@ use fdb::{Endpoint, Snapshot};
 use super::threads::Work;
 use crate::config::{Backend, Config, Df, Engine, Injection as Wish};
 use crate::datapath::Forwarding;
-use crate::datapath::batched::{Common, Egress, Ingress, Lane};
+use crate::datapath::batched::{Batched, Common, Egress, Ingress, Lane};
 use crate::datapath::classic::Classic;
 use crate::datapath::counters::Counters;
 use crate::datapath::inbound::{Inbound, Takes};
 use crate::datapath::join::Joiner;
 use crate::datapath::outbound::Outbound;
 use crate::datapath::stop::Stop;
-use crate::datapath::wait::{Patience, Waiter};
 use crate::inject::{self, Injector, Paths};
 use crate::kernel::Netlink;
 use crate::kernel::host::Site;
@@ -27,9 +27,6 @@ use crate::underlay::Underlay;
 use crate::underlay::receiver::Receiver;
 use crate::underlay::sender::Sender;
 use crate::underlay::zerocopy;
-
-/// How long a forwarding thread looks again before it sleeps, if nobody else wants the processor.
-const SPIN: Duration = Duration::from_micros(30);
 
 /// The device as an engine wants it.
 pub(super) enum Opened {
@@ -56,6 +53,8 @@ pub(super) struct Plan {
     /// The same for IPv6, whose outer header may be longer.
     pub(super) ipv6_mtu: u16,
     pub(super) sums: Sums,
+    /// How long a forwarding thread looks before it sleeps.
+    pub(super) busy_poll: Duration,
 }
 
 impl Plan {
@@ -94,9 +93,8 @@ impl Plan {
         sockets: Vec<(Sender, Receiver, Option<Lane>)>,
         snapshot: &Snapshot<Forwarding>,
         encapsulation: &E,
-    ) -> Vec<(String, Work)> {
+    ) -> io::Result<Vec<(String, Work)>> {
         let takes = device.takes;
-        let waiter = Waiter::new(Patience::Adaptive(SPIN));
         let mut works: Vec<(String, Work)> = Vec::new();
         for (queue, (sender, receiver, lane)) in device.queues.into_iter().zip(sockets) {
             let common = Common {
@@ -104,23 +102,25 @@ impl Plan {
                 stop: self.stop.clone(),
                 counters: self.counters.clone(),
             };
-            let joiner = Joiner::new(self.sums, takes == Takes::TcpAndUdp, self.port);
-            let inbound = self.inbound(encapsulation, takes);
-            let (reader, own) = (snapshot.reader(), common.clone());
-            let ingress = Ingress::new(own, receiver, reader, inbound, joiner, waiter.clone());
-            works.push(("inbound".into(), Box::new(move || ingress.run())));
+            let ingress = Ingress::new(
+                common.clone(),
+                receiver,
+                snapshot.reader(),
+                self.inbound(encapsulation, takes),
+                Joiner::new(self.sums, takes == Takes::TcpAndUdp, self.port),
+            );
             let egress = Egress::new(
                 common,
                 sender,
                 lane,
                 snapshot.reader(),
                 self.outbound(),
-                waiter.clone(),
                 E::HEADER_LEN,
             );
-            works.push(("outbound".into(), Box::new(move || egress.run())));
+            let engine = Batched::new(egress, ingress, self.busy_poll)?;
+            works.push(("forward".into(), Box::new(move || engine.run())));
         }
-        works
+        Ok(works)
     }
 }
 

@@ -1,13 +1,16 @@
-//! The batched engine: superpackets from and to the device, trains of datagrams on the sockets, one thread per
-//! direction.
+//! The batched engine: superpackets from and to the device, trains of datagrams on the sockets, one thread per queue
+//! of the device.
 //!
 //! ```text
-//! outbound thread   read until the device is dry ─▶ Outbound ─▶ Trains ─▶ sendmmsg, UDP_SEGMENT
-//! inbound thread    recvmmsg, UDP_GRO ─▶ Inbound ─▶ Joiner ─▶ one writev per superpacket
+//!              ┌─ device ─▶ read until it is dry ─▶ Outbound ─▶ Trains ─▶ sendmmsg, UDP_SEGMENT
+//! epoll_wait ──┤
+//!              └─ socket ─▶ recvmmsg, UDP_GRO ─▶ Inbound ─▶ Joiner ─▶ one writev per superpacket
 //! ```
 //!
 //! Nothing waits for a batch to fill: a batch is what is there, so it grows with the load and is one packet without.
-//! The directions share the tables and nothing else.
+//! Both directions of a queue take turns in one thread, because what one does makes work for the other: TCP answers
+//! what was written to the device before the write returns, and the thread that is awake finds the answer without
+//! being woken. Queues share the tables and nothing else.
 
 use std::io;
 use std::ops::Range;
@@ -25,7 +28,7 @@ use super::join::Joiner;
 use super::outbound::Outbound;
 use super::stop::Stop;
 use super::train::Trains;
-use super::wait::Waiter;
+use super::wait::{Source, Waiter};
 use super::{DropReason, Forwarding, send_failure};
 use crate::inject::{Head, Injector, Super, View};
 use crate::tap::Queue;
@@ -96,6 +99,57 @@ impl Lane {
     }
 }
 
+/// One queue of the engine: both directions, and what wakes them.
+pub struct Batched<E> {
+    egress: Egress,
+    ingress: Ingress<E>,
+    waiter: Waiter,
+}
+
+impl<E: Encapsulation> Batched<E> {
+    /// A queue's thread's belongings. It looks for `busy_poll` before it sleeps.
+    ///
+    /// # Errors
+    /// As epoll_create1(2) and epoll_ctl(2).
+    pub fn new(egress: Egress, ingress: Ingress<E>, busy_poll: Duration) -> io::Result<Self> {
+        let waiter = Waiter::new(busy_poll)?;
+        waiter.watch(Source::Device, egress.common.device.as_fd())?;
+        waiter.watch(Source::Stop, egress.common.stop.as_fd())?;
+        for (source, family) in SOCKETS {
+            if let Some(fd) = ingress.receiver.fd(family) {
+                waiter.watch(source, fd)?;
+            }
+        }
+        Ok(Batched {
+            egress,
+            ingress,
+            waiter,
+        })
+    }
+
+    /// Forwards until it is told to stop.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub fn run(mut self) -> io::Result<()> {
+        while !self.egress.common.stop.given() {
+            let ready = self.waiter.wait()?;
+            if ready.has(Source::Device) {
+                self.egress.turn()?;
+            }
+            for (source, family) in SOCKETS {
+                if ready.has(source) {
+                    self.ingress.turn(family);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sockets of the families.
+const SOCKETS: [(Source, Family); 2] = [(Source::V4, Family::V4), (Source::V6, Family::V6)];
+
 /// From the device to the underlay.
 pub struct Egress {
     common: Common,
@@ -105,21 +159,19 @@ pub struct Egress {
     lane: Option<Lane>,
     forwarding: Reader<Forwarding>,
     outbound: Outbound,
-    waiter: Waiter,
     batch: Batch,
     out: Outbox,
     trains: Trains,
 }
 
 impl Egress {
-    /// An outbound thread's belongings. `header_len` is that of the encapsulation, in bytes.
+    /// What one direction of a queue works with. `header_len` is that of the encapsulation, in bytes.
     pub fn new(
         common: Common,
         sender: Sender,
         lane: Option<Lane>,
         forwarding: Reader<Forwarding>,
         outbound: Outbound,
-        waiter: Waiter,
         header_len: usize,
     ) -> Self {
         Egress {
@@ -129,31 +181,14 @@ impl Egress {
             lane,
             forwarding,
             outbound,
-            waiter,
             batch: Batch::new(PACKETS, header_len),
             out: Outbox::default(),
             trains: Trains::default(),
         }
     }
 
-    /// Forwards until it is told to stop.
-    ///
-    /// # Errors
-    /// If the device is gone.
-    pub fn run(mut self) -> io::Result<()> {
-        let mut waiter = self.waiter.clone();
-        while !self.common.stop.given() {
-            if self.turn()? || waiter.look(|| self.turn())? {
-                continue;
-            }
-            self.common.counters.outbound.sleeps.add(1);
-            waiter.sleep([self.common.stop.as_fd(), self.common.device.as_fd()])?;
-        }
-        Ok(())
-    }
-
-    /// Works through what the device has now; says whether there was anything.
-    fn turn(&mut self) -> io::Result<bool> {
+    /// Works through what the device has now.
+    fn turn(&mut self) -> io::Result<()> {
         let Common {
             device, counters, ..
         } = &self.common;
@@ -167,8 +202,9 @@ impl Egress {
             Ok(Some(len))
         })? {}
         if self.batch.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
+        counts.batches.add(1);
         counts.device_calls.add(self.batch.len() as u64);
         let forwarding = self.forwarding.load();
         let now = Instant::now();
@@ -203,7 +239,7 @@ impl Egress {
         }
         self.sender.set_aside(&mut self.batch, &mut self.out);
         self.out.clear();
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -316,61 +352,33 @@ pub struct Ingress<E> {
     receiver: Receiver,
     forwarding: Reader<Forwarding>,
     inbound: Inbound<E>,
-    waiter: Waiter,
     batch: Batch,
     out: Outbox,
     joiner: Joiner,
 }
 
 impl<E: Encapsulation> Ingress<E> {
-    /// An inbound thread's belongings.
+    /// What one direction of a queue works with.
     pub fn new(
         common: Common,
         receiver: Receiver,
         forwarding: Reader<Forwarding>,
         inbound: Inbound<E>,
         joiner: Joiner,
-        waiter: Waiter,
     ) -> Self {
         Ingress {
             common,
             receiver,
             forwarding,
             inbound,
-            waiter,
             batch: Batch::of_messages(MESSAGES),
             out: Outbox::default(),
             joiner,
         }
     }
 
-    /// Forwards until it is told to stop.
-    ///
-    /// # Errors
-    /// None in practice: what goes wrong concerns single packets.
-    pub fn run(mut self) -> io::Result<()> {
-        let mut waiter = self.waiter.clone();
-        while !self.common.stop.given() {
-            if self.turns() || waiter.look(|| Ok(self.turns()))? {
-                continue;
-            }
-            self.common.counters.inbound.sleeps.add(1);
-            // A family without a socket waits on the stop signal once more, which changes nothing.
-            let stop = self.common.stop.as_fd();
-            let socket = |family| self.receiver.fd(family).unwrap_or(stop);
-            waiter.sleep([stop, socket(Family::V4), socket(Family::V6)])?;
-        }
-        Ok(())
-    }
-
-    /// A turn for each family; says whether there was anything.
-    fn turns(&mut self) -> bool {
-        let v4 = self.turn(Family::V4);
-        self.turn(Family::V6) || v4
-    }
-
     /// Works through what has come by now, as far as one call takes it.
-    fn turn(&mut self, family: Family) -> bool {
+    fn turn(&mut self, family: Family) {
         let Common {
             device, counters, ..
         } = &self.common;
@@ -379,14 +387,15 @@ impl<E: Encapsulation> Ingress<E> {
         batch.clear();
         let whole = Inbound::<E>::is_one_datagram;
         let messages = match self.receiver.receive(family, batch, whole) {
-            Ok(0) => return false,
+            Ok(0) => return,
             Ok(messages) => messages,
             // An error that was waiting on the socket: reported, and thereby cleared.
             Err(error) => {
                 tracing::trace!(%error, "pending socket error");
-                return true;
+                return;
             }
         };
+        counts.batches.add(1);
         counts.socket_calls.add(1);
         counts.socket_messages.add(messages as u64);
         counts.datagrams.add(batch.len() as u64);
@@ -396,7 +405,6 @@ impl<E: Encapsulation> Ingress<E> {
         self.joiner.arrange(batch, out);
         write(&self.joiner, batch, out, device, forwarding, counts);
         out.clear();
-        true
     }
 }
 

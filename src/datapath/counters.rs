@@ -70,8 +70,8 @@ pub struct Direction {
     pub coalesced: Cell,
     /// Superpackets sent whole (outbound).
     pub injected: Cell,
-    /// Times the thread went to sleep.
-    pub sleeps: Cell,
+    /// Batches that packets came in.
+    pub batches: Cell,
 }
 
 impl Default for Direction {
@@ -96,7 +96,7 @@ impl Default for Direction {
             datagrams: Cell::default(),
             coalesced: Cell::default(),
             injected: Cell::default(),
-            sleeps: Cell::default(),
+            batches: Cell::default(),
         }
     }
 }
@@ -221,9 +221,9 @@ pub struct DirectionCounts {
     /// Superpackets sent whole.
     #[serde(default)]
     pub injected: u64,
-    /// Times the thread went to sleep.
+    /// Batches that packets came in.
     #[serde(default)]
-    pub sleeps: u64,
+    pub batches: u64,
 }
 
 impl From<&Direction> for DirectionCounts {
@@ -249,7 +249,7 @@ impl From<&Direction> for DirectionCounts {
             datagrams: counts.datagrams.get(),
             coalesced: counts.coalesced.get(),
             injected: counts.injected.get(),
-            sleeps: counts.sleeps.get(),
+            batches: counts.batches.get(),
             ..DirectionCounts::default()
         };
         copy.packets_in = counts.packets_in.get();

@@ -1,93 +1,143 @@
-//! Waiting for packets: look again for a short while, then sleep.
+//! Waiting for packets: asking the kernel what there is to do, and sleeping while there is nothing.
 //!
-//! Going to sleep and being woken costs more than most batches take to work through, so a thread that ran dry looks
-//! again for a while first. On a processor that others want, that is the wrong thing: the time is taken from whoever
-//! would make the next packet. So it gives the processor away between two looks, and where that took long, there are
-//! others, and it stops looking for some time.
+//! One epoll(7) set per thread: what is waited on is registered once, not anew for every sleep. It is asked again after
+//! every turn, so no source is tried in vain, and none can keep another waiting for longer than a turn.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// How long to look before sleeping.
+/// What a forwarding thread waits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
-    /// So long, unless others want the processor.
-    Adaptive(Duration),
-    /// So long, whatever others want.
-    Fixed(Duration),
+pub enum Source {
+    /// The device.
+    Device,
+    /// The IPv4 socket.
+    V4,
+    /// The IPv6 socket.
+    V6,
+    /// The word to stop.
+    Stop,
 }
 
-/// A turn of the processor to others that took longer than this was taken.
-const TAKEN: Duration = Duration::from_micros(5);
-/// Sleeps without looking first, once others wanted the processor.
-const MODESTY: u32 = 64;
+const SOURCES: [Source; 4] = [Source::Device, Source::V4, Source::V6, Source::Stop];
+
+/// What there is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready(u64);
+
+impl Ready {
+    /// Is there something at `source`?
+    pub fn has(self, source: Source) -> bool {
+        self.0 & bit(source) != 0
+    }
+}
+
+fn bit(source: Source) -> u64 {
+    1 << source as u64
+}
 
 /// One thread's way of waiting.
-#[derive(Clone, Debug)]
 pub struct Waiter {
-    patience: Patience,
-    /// Sleeps left without looking first.
-    modest: u32,
+    epoll: Epoll,
+    /// How long to look before sleeping.
+    busy_poll: Duration,
 }
 
 impl Waiter {
-    /// A way of waiting with this patience.
-    pub fn new(patience: Patience) -> Self {
-        Waiter {
-            patience,
-            modest: 0,
-        }
-    }
-
-    /// Calls `look` until it finds something, or it is time to sleep: says whether it found something.
+    /// A way of waiting that looks for `busy_poll` before it sleeps: zero leaves the processor to others at once.
     ///
     /// # Errors
-    /// Those of `look`.
-    pub fn look(&mut self, mut look: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
-        let (most, adaptive) = match self.patience {
-            Patience::Adaptive(most) => (most, true),
-            Patience::Fixed(most) => (most, false),
-        };
-        if adaptive && self.modest > 0 {
-            self.modest -= 1;
-            return Ok(false);
-        }
-        let started = Instant::now();
-        let mut now = started;
-        while now - started < most {
-            if look()? {
-                return Ok(true);
-            }
-            if adaptive {
-                let before = Instant::now();
-                std::thread::yield_now();
-                now = Instant::now();
-                if now - before > TAKEN {
-                    self.modest = MODESTY;
-                    // Whoever ran meanwhile may have left something.
-                    return look();
+    /// As epoll_create1(2).
+    pub fn new(busy_poll: Duration) -> io::Result<Self> {
+        Ok(Waiter {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            busy_poll,
+        })
+    }
+
+    /// Waits on `fd` too. It is waited on until it is closed.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn watch(&self, source: Source, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, source as u64);
+        Ok(self.epoll.add(fd, event)?)
+    }
+
+    /// Waits until there is something to do, and says what. An error that waits at a source is something too.
+    ///
+    /// # Errors
+    /// As epoll_wait(2), but for EINTR.
+    pub fn wait(&self) -> io::Result<Ready> {
+        if !self.busy_poll.is_zero() {
+            let started = Instant::now();
+            while started.elapsed() < self.busy_poll {
+                let ready = self.ask(EpollTimeout::ZERO)?;
+                if ready != Ready::default() {
+                    return Ok(ready);
                 }
-            } else {
                 std::hint::spin_loop();
-                now = Instant::now();
             }
         }
-        Ok(false)
+        self.ask(EpollTimeout::NONE)
     }
 
-    /// Sleeps until one of `fds` is readable.
-    ///
-    /// # Errors
-    /// As poll(2), but for EINTR.
-    pub fn sleep<const N: usize>(&self, fds: [BorrowedFd<'_>; N]) -> io::Result<()> {
-        let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
+    fn ask(&self, timeout: EpollTimeout) -> io::Result<Ready> {
+        let mut events = [EpollEvent::empty(); SOURCES.len()];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let bits = events[..count].iter().map(|event| 1 << event.data());
+        Ok(Ready(bits.fold(0, |all, bit: u64| all | bit)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn says_what_is_there_and_nothing_else() {
+        for busy_poll in [Duration::ZERO, Duration::from_millis(1)] {
+            let waiter = Waiter::new(busy_poll).unwrap();
+            let pairs = SOURCES.map(|source| (source, UnixStream::pair().unwrap()));
+            for (source, (near, _)) in &pairs {
+                waiter.watch(*source, near.as_fd()).unwrap();
+            }
+            let mut written = Vec::new();
+            for (source, (_, far)) in &pairs {
+                (&*far).write_all(b"x").unwrap();
+                written.push(*source);
+                let ready = waiter.wait().unwrap();
+                for other in SOURCES {
+                    assert_eq!(ready.has(other), written.contains(&other), "{other:?}");
+                }
+            }
         }
+    }
+
+    #[test]
+    fn sleeps_until_something_comes() {
+        let waiter = Waiter::new(Duration::ZERO).unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
+        waiter.watch(Source::Stop, near.as_fd()).unwrap();
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            (&far).write_all(b"x").unwrap();
+            far
+        });
+        let started = Instant::now();
+        assert!(waiter.wait().unwrap().has(Source::Stop));
+        assert!(started.elapsed() >= Duration::from_millis(15));
+        later.join().unwrap();
     }
 }

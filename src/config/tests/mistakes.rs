@@ -139,11 +139,9 @@ fn what_is_not_built_is_refused_with_what_to_use() {
         "[datapath]\nengine = 'uring'\n",
         &["io_uring was tried and was not faster", "batched"],
     );
-    bad(
-        "[datapath]\nqueues = 2\n",
-        &["not in this version", "use 1"],
-    );
+    bad("[datapath]\nqueues = 17\n", &["use 1 to 16"]);
     bad("[datapath]\nqueues = 0\n", &["not a number of queues"]);
+    bad("[datapath]\nbusy-poll = 1000001\n", &["from 0 to 1000000"]);
     bad("[datapath]\ndf = 'inherit'\n", &["not in this version"]);
     bad(
         "[store]\ntype = 'etcd'\n",

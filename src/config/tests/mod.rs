@@ -6,6 +6,7 @@ mod mistakes;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -109,6 +110,7 @@ fn defaults() {
         engine,
         injection,
         queues,
+        busy_poll,
         zerocopy,
         ecn,
         dscp,
@@ -122,6 +124,7 @@ fn defaults() {
         (Engine::Batched, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
     );
     assert_eq!(injection, Injection::Auto);
+    assert_eq!(busy_poll, Duration::ZERO);
     assert_eq!(zerocopy, Zerocopy::Auto);
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),
@@ -155,7 +158,8 @@ fn everything_written() {
         mtu = 1_400
         [datapath]
         engine = "classic"
-        queues = "auto"
+        queues = 3
+        busy-poll = 50
         zerocopy = "on"
         ecn = "clear"
         dscp = "uniform"
@@ -204,6 +208,8 @@ fn everything_written() {
         }
     );
     assert_eq!(config.control.socket, dir.join("run/sock"));
+    assert_eq!(config.datapath.queues, 3);
+    assert_eq!(config.datapath.busy_poll, Duration::from_micros(50));
     assert_eq!(config.datapath.zerocopy, Zerocopy::On);
     assert_eq!(config.datapath.ecn, Ecn::Clear);
     assert_eq!(config.datapath.dscp, Dscp::Uniform);
@@ -454,6 +460,8 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("node.public-ipv6", "2001:db8::2"),
         ("device.name", "overlay1"),
         ("device.mtu", "1300"),
+        ("datapath.queues", "2"),
+        ("datapath.busy-poll", "50"),
         ("datapath.zerocopy", "off"),
         ("datapath.ecn", "copy"),
         ("datapath.dscp", "uniform"),
@@ -471,7 +479,6 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         "network.net-conf",
         "backend.mode",
         "datapath.engine",
-        "datapath.queues",
         "store.type",
     ];
     let base = Overrides::default()
