@@ -208,7 +208,8 @@ impl Start {
                     Backend::Udp(_) => Sender::of(&underlay)?,
                     Backend::Vxlan(_) => {
                         let (v4, v6) = (site.bound.v4, site.bound.v6);
-                        let sender = Sender::pool(v4, v6, socket_options(&config))?;
+                        let sender =
+                            Sender::pool(v4, v6, socket_options(&config), config.datapath.queues)?;
                         match config.datapath.zerocopy {
                             Zerocopy::Auto => sender.with_zerocopy(false),
                             Zerocopy::On => sender.with_zerocopy(true),

@@ -56,9 +56,10 @@ pub(super) struct BenchArgs {
     /// How the generator hands datagrams to the kernel
     #[arg(long, value_enum, default_value_t = SendArg::Batch)]
     send: SendArg,
-    /// CPUs of the sending and of the receiving host, for example 0/1 or 0-3/4-7
-    #[arg(long, value_name = "CPUS/CPUS", value_parser = pin)]
-    pin: Option<Pin>,
+    /// CPUs of the sending and of the receiving host, for example 0/1 or 0-3/4-7; auto: half of this machine's each, as
+    /// two hosts have; none: all for both
+    #[arg(long, value_name = "CPUS/CPUS", default_value = "auto", value_parser = pin)]
+    pin: Pin,
     /// A row of an outside control: SCRIPT is run with `up` and `down` and brings its own tunnel up
     #[arg(long, value_name = "NAME=SCRIPT", value_parser = script)]
     with: Vec<(String, PathBuf)>,
@@ -118,7 +119,11 @@ fn test(text: &str) -> Result<Test> {
 }
 
 fn pin(text: &str) -> Result<Pin> {
-    text.parse()
+    match text {
+        "auto" => Ok(Pin::halves()),
+        "none" => Ok(Pin::default()),
+        text => text.parse(),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64> {
@@ -295,7 +300,7 @@ impl BenchArgs {
                 SendArg::Batch => load::Send::Batch,
                 SendArg::Gso => load::Send::Gso,
             },
-            pin: self.pin.clone().unwrap_or_default(),
+            pin: self.pin.clone(),
             scripts: self.with.iter().cloned().collect(),
             peer: self.peer.clone().zip(self.key.clone()),
         };

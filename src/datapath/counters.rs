@@ -2,8 +2,10 @@
 //!
 //! Every cell has one writer, a forwarding thread; status reads while it counts on. So a cell is an
 //! atomic only to make that reading defined: an increment is a plain load, add and store, no locked
-//! instruction. Each direction and each peer's direction has cache lines of its own.
+//! instruction. Each direction and each peer's direction has cache lines of its own. Only what is counted
+//! of a peer has several writers, the threads of all queues, which count once per train or superpacket.
 
+use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam::utils::CachePadded;
@@ -22,6 +24,22 @@ impl Cell {
     }
 
     /// Reads it, from any thread.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A count with any number of writers.
+#[derive(Debug, Default)]
+pub struct SharedCell(AtomicU64);
+
+impl SharedCell {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Reads it.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -148,9 +166,9 @@ pub struct Counters {
 #[derive(Debug, Default)]
 pub struct PeerDirection {
     /// Inner packets.
-    pub packets: Cell,
+    pub packets: SharedCell,
     /// Inner bytes.
-    pub bytes: Cell,
+    pub bytes: SharedCell,
 }
 
 impl PeerDirection {
@@ -256,5 +274,34 @@ impl From<&Direction> for DirectionCounts {
         let ended = copy.forwarded + copy.answered + copy.flooded + copy.dropped;
         copy.queued = copy.packets_in.saturating_sub(ended);
         copy
+    }
+}
+
+impl Sum for DirectionCounts {
+    /// The counts of several threads together.
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |all, one| DirectionCounts {
+            packets_in: all.packets_in + one.packets_in,
+            forwarded: all.forwarded + one.forwarded,
+            forwarded_bytes: all.forwarded_bytes + one.forwarded_bytes,
+            answered: all.answered + one.answered,
+            flooded: all.flooded + one.flooded,
+            dropped: all.dropped + one.dropped,
+            queued: all.queued + one.queued,
+            fragments: all.fragments + one.fragments,
+            icmp_sent: all.icmp_sent + one.icmp_sent,
+            icmp_limited: all.icmp_limited + one.icmp_limited,
+            split: all.split + one.split,
+            checksums_completed: all.checksums_completed + one.checksums_completed,
+            reserved_bits: all.reserved_bits + one.reserved_bits,
+            overflow: all.overflow + one.overflow,
+            device_calls: all.device_calls + one.device_calls,
+            socket_calls: all.socket_calls + one.socket_calls,
+            socket_messages: all.socket_messages + one.socket_messages,
+            datagrams: all.datagrams + one.datagrams,
+            coalesced: all.coalesced + one.coalesced,
+            injected: all.injected + one.injected,
+            batches: all.batches + one.batches,
+        })
     }
 }

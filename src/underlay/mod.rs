@@ -77,9 +77,42 @@ impl Underlay {
         port: u16,
         options: SocketOptions,
     ) -> io::Result<Self> {
+        Self::open(v4, v6, port, options, false)
+    }
+
+    /// Binds as many as there are `queues`, all to the same port: the kernel gives each flow to one of them, by its
+    /// outer addresses and ports (`SO_REUSEPORT` in socket(7)).
+    ///
+    /// # Errors
+    /// As [`Underlay::bind`]: a port is shared among the queues and with nobody else.
+    pub fn bind_many(
+        v4: Option<Ipv4Addr>,
+        v6: Option<Ipv6Addr>,
+        port: u16,
+        options: SocketOptions,
+        queues: u16,
+    ) -> io::Result<Vec<Self>> {
+        // Among processes of one user, sharing would not tell that another has the port.
+        let alone = Self::bind(v4, v6, port, options)?;
+        if queues == 1 {
+            return Ok(vec![alone]);
+        }
+        drop(alone);
+        (0..queues)
+            .map(|_| Self::open(v4, v6, port, options, true))
+            .collect()
+    }
+
+    fn open(
+        v4: Option<Ipv4Addr>,
+        v6: Option<Ipv6Addr>,
+        port: u16,
+        options: SocketOptions,
+        shared: bool,
+    ) -> io::Result<Self> {
         let open = |ip: IpAddr| {
             let at = SocketAddr::new(ip, port);
-            Port::bind(at, options).map_err(|error| {
+            Port::bind(at, options, shared).map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot bind UDP {at}: {error}"))
             })
         };
@@ -148,8 +181,9 @@ impl Underlay {
 }
 
 impl Port {
-    fn bind(at: SocketAddr, options: SocketOptions) -> io::Result<Self> {
+    fn bind(at: SocketAddr, options: SocketOptions, shared: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_port(shared)?;
         socket.set_nonblocking(true)?;
         if at.is_ipv4() {
             socket.set_ttl_v4(TTL)?;

@@ -19,8 +19,10 @@ use crate::datapath::batch::{Batch, Outbox};
 use crate::datapath::train::{Train, Trains};
 use crate::sys::udp::{Message, SendScratch, send_lent, send_many};
 
-/// Source ports of a pool, per family.
+/// Source ports of all queues together, per family.
 const POOL: u16 = 16;
+/// Source ports of one queue, per family, at least.
+const LEAST: u16 = 4;
 /// Distance of the ports that are tried first: spread over the dynamic range, so that hashes of them differ.
 const STRIDE: u16 = 1021;
 
@@ -65,7 +67,8 @@ impl Sender {
         Ok(Self::new(v4.into_iter(), clone(&underlay.v6)?.into_iter()))
     }
 
-    /// Sends from a pool of ports of the dynamic range on each address given (RFC 7348 section 5).
+    /// Sends from a pool of ports of the dynamic range on each address given (RFC 7348 section 5), for one of so many
+    /// `queues`.
     ///
     /// # Errors
     /// As bind(2). Ports that others have are passed over.
@@ -73,9 +76,11 @@ impl Sender {
         v4: Option<Ipv4Addr>,
         v6: Option<Ipv6Addr>,
         options: SocketOptions,
+        queues: u16,
     ) -> io::Result<Self> {
+        let ports = (POOL / queues.max(1)).max(LEAST);
         let pool = |ip: Option<IpAddr>| match ip {
-            Some(ip) => (0..POOL).map(|n| bind_near(ip, n, options)).collect(),
+            Some(ip) => (0..ports).map(|n| bind_near(ip, n, options)).collect(),
             None => Ok(Vec::new()),
         };
         let v4: Vec<UdpSocket> = pool(v4.map(IpAddr::V4))?;
@@ -108,6 +113,16 @@ impl Sender {
     #[must_use]
     pub fn with_zerocopy(mut self, always: bool) -> Self {
         self.zerocopy = Some(Zerocopy::new(&self.sockets, self.v4, always));
+        self
+    }
+
+    /// Remembers together with `first`, another queue's, what the kernel does and what not.
+    #[must_use]
+    pub fn sharing(mut self, first: &Sender) -> Self {
+        self.segmentation = first.segmentation.clone();
+        if let (Some(own), Some(first)) = (&mut self.zerocopy, &first.zerocopy) {
+            own.share(first);
+        }
         self
     }
 
@@ -355,7 +370,7 @@ fn is_full(error: &io::Error) -> bool {
 fn bind_near(ip: IpAddr, n: u16, options: SocketOptions) -> io::Result<UdpSocket> {
     let mut port = FIRST_PORT + n * STRIDE;
     loop {
-        match Port::bind(SocketAddr::new(ip, port), options) {
+        match Port::bind(SocketAddr::new(ip, port), options, false) {
             Ok(bound) => {
                 // Nothing that comes to it is for us; unread, it would fill the buffer.
                 let drop_all = [SockFilter::new(RETURN, 0, 0, 0)];

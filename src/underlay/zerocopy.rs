@@ -202,6 +202,11 @@ impl Zerocopy {
         }
     }
 
+    /// Remembers together with another what the kernel does.
+    pub(super) fn share(&mut self, other: &Zerocopy) {
+        self.report = other.report.clone();
+    }
+
     pub(super) fn report(&self) -> Arc<Report> {
         self.report.clone()
     }

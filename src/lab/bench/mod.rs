@@ -211,6 +211,7 @@ fn begin(plan: &Plan) -> Result<Report> {
         started: started.as_secs(),
         seconds: 0.0,
         machines: Vec::new(),
+        pin: plan.pin.clone(),
         offloads: Default::default(),
         rows: plan.rows.iter().map(ToString::to_string).collect(),
         settings: plan.settings.iter().map(ToString::to_string).collect(),

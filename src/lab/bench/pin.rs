@@ -16,6 +16,34 @@ pub struct Pin {
     pub b: Vec<usize>,
 }
 
+impl Pin {
+    /// Half of this machine's CPUs for each host, as two hosts would not share theirs; all of one CPU for both.
+    pub fn halves() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        match cpus / 2 {
+            0 => Self::default(),
+            half => Self {
+                a: (0..half).collect(),
+                b: (half..2 * half).collect(),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Pin {
+    /// As people say it: `CPUs 0 and 1`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |cpus: &[usize]| {
+            let all: Vec<String> = cpus.iter().map(usize::to_string).collect();
+            all.join(",")
+        };
+        match (self.a.as_slice(), self.b.as_slice()) {
+            ([], []) => f.write_str("both hosts share all CPUs"),
+            (a, b) => write!(f, "hosts on CPUs {} and {}", list(a), list(b)),
+        }
+    }
+}
+
 impl std::str::FromStr for Pin {
     type Err = anyhow::Error;
 
@@ -87,6 +115,16 @@ fn pin_thread(thread: i32, cpus: &[usize]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_do_not_overlap() {
+        let pin = Pin::halves();
+        assert_eq!(pin.a.len(), pin.b.len());
+        assert!(pin.a.iter().all(|cpu| !pin.b.contains(cpu)));
+        assert_eq!(Pin::default().to_string(), "both hosts share all CPUs");
+        let pin: Pin = "0/0".parse().unwrap();
+        assert_eq!(pin.to_string(), "hosts on CPUs 0 and 0");
+    }
 
     #[test]
     fn placements_are_read_and_nonsense_is_refused() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
+use super::pin::Pin;
 
 /// Version of the document. Fields may be added within a version, none renamed or removed.
 pub const VERSION: u32 = 1;
@@ -24,6 +25,9 @@ pub struct Report {
     pub seconds: f64,
     /// The machines: one, or with `--peer` the sending and the receiving one.
     pub machines: Vec<Machine>,
+    /// Which CPUs each host had.
+    #[serde(default)]
+    pub pin: Pin,
     /// The underlay device's active features under each setting.
     pub offloads: BTreeMap<String, Vec<String>>,
     /// The rows, in order.

@@ -35,8 +35,8 @@ impl Report {
         let s = if self.rounds == 1 { "" } else { "s" };
         writeln!(
             to,
-            "{} round{s} of {:.2} s per measurement, interleaved; medians (lowest-highest), x: ratio to {REFERENCE} of the same round",
-            self.rounds, self.window
+            "{} round{s} of {:.2} s per measurement, interleaved; {}; medians (lowest-highest), x: ratio to {REFERENCE} of the same round",
+            self.rounds, self.window, self.pin
         )?;
         for setting in &self.settings {
             writeln!(to, "\noffloads: {setting}")?;
