@@ -50,7 +50,7 @@ impl Canvas {
                     placed.map(|placed| {
                         (
                             placed.frame.right() - 8.0,
-                            placed.frame.bottom() - 6.0,
+                            placed.frame.bottom() - 4.0,
                             Anchor::End,
                         )
                     })

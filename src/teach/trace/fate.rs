@@ -141,8 +141,9 @@ const KERNEL: &[(&str, &str, &str, &str)] = &[
 pub(super) fn why(case: &Case<'_>) -> Loss {
     by_daemon(case)
         .or_else(|| by_chain(case, true))
+        .or_else(|| by_cause(case, &["no-bridge", "link-down"]))
         .or_else(|| by_error(case))
-        .or_else(|| by_cause(case))
+        .or_else(|| by_cause(case, &[]))
         .or_else(|| by_queue(case))
         .or_else(|| by_counter(case))
         .or_else(|| by_neighbour(case))
@@ -318,9 +319,11 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
 }
 
 /// What tables say, confirmed by the count of drops of the device that they accuse.
-fn by_cause(case: &Case<'_>) -> Option<Loss> {
+///
+/// `among`: only for these reasons, of which an ICMP error knows just what follows from them; none: for any.
+fn by_cause(case: &Case<'_>, among: &[&str]) -> Option<Loss> {
     let (place, cause) = case.passed.cause.as_ref()?;
-    if *place != case.place {
+    if *place != case.place || !(among.is_empty() || among.contains(&cause.reason)) {
         return None;
     }
     let device = cause.device.as_ref();

@@ -27,7 +27,7 @@ pub fn picture(trace: &Trace, topology: Topology) -> Picture {
     let (source, destination) = (&trace.source, &trace.destination);
     let name = source.name.as_deref().unwrap_or("somebody");
     let from = if trace.spoofed {
-        format!("{name}, which claims to be {}", source.ip)
+        format!("{name}, which claims to be {},", source.ip)
     } else {
         format!("{name} ({})", source.ip)
     };
@@ -48,15 +48,17 @@ pub fn picture(trace: &Trace, topology: Topology) -> Picture {
 /// Rows with a number in the drawing: where it was seen, what daemons did, and what a bridge did without being seen at it.
 fn is_marked(row: &Row, all: &[Row]) -> bool {
     match row.step {
-        Step::Device | Step::Lost | Step::Encapsulation | Step::Receive => true,
-        Step::Bridge => {
-            let same = |other: &&Row| other.leg == row.leg && other.point == row.point;
-            !all.iter()
-                .filter(same)
-                .any(|other| other.step == Step::Device)
-        }
+        Step::Device | Step::Lost | Step::Encapsulation => true,
+        Step::Receive => !shares_point(row, all, Step::Lost),
+        Step::Bridge => !shares_point(row, all, Step::Device),
         _ => false,
     }
+}
+
+/// There is a row of this step where this one is drawn.
+fn shares_point(row: &Row, all: &[Row], step: Step) -> bool {
+    let same = |other: &&Row| other.leg == row.leg && other.point == row.point;
+    all.iter().filter(same).any(|other| other.step == step)
 }
 
 fn way(trace: &Trace, rows: &[&Row], name: &str) -> Way {

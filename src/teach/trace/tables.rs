@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use ipnet::IpNet;
+use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
 use super::world::World;
@@ -291,7 +292,11 @@ impl<'a> Looker<'a> {
     /// The route that the kernel itself takes to `dst`.
     pub(super) fn route(&mut self, place: usize, dst: IpAddr) -> Result<Option<Route>> {
         let netlink = self.look(place)?.netlink.clone();
-        Ok(self.runtime.block_on(netlink.route_to(dst))?)
+        match self.runtime.block_on(netlink.route_to(dst)) {
+            // A route that forbids it, blackhole or prohibit (fib_props, net/ipv4/fib_semantics.c): that is none.
+            Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EACCES)) => Ok(None),
+            answer => Ok(answer?),
+        }
     }
 
     /// Where the other end of a veth is: place and index. `None`: not in a place that we can look into.

@@ -170,7 +170,8 @@ fn wrap(text: &str, letters: usize) -> Vec<String> {
 /// What became of it, in a sentence and without a style.
 pub(super) fn outcome(trace: &Trace) -> String {
     let told = verdict(trace, Paint { colours: false });
-    told.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    let told = told.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    told.replace(" what to do: ", ". What to do: ")
 }
 
 /// The last lines: what became of it.

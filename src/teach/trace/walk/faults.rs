@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::super::fate::Cause;
+use super::super::tables::candidates;
 use super::Walk;
 
 /// A device takes packets that are longer than its MTU by this, a VLAN tag's length (`__is_skb_forwardable`,
@@ -111,9 +112,9 @@ impl Walk<'_> {
         match link {
             Some(link) if link.master != Some(bridge) => Ok(Some(self.unplugged(place, &name)?)),
             Some(link)
-                if !self
+                if self
                     .frame_length()
-                    .is_none_or(|l| l <= link.mtu as usize + SLACK) =>
+                    .is_some_and(|l| l > link.mtu as usize + SLACK) =>
             {
                 Ok(Some(self.too_long_for_port(place, bridge, port)?))
             }
@@ -237,9 +238,18 @@ impl Walk<'_> {
                 "`ip {six}route`, in {here}: it has no default route (`ip {six}route add default via GATEWAY`)"
             )
         };
+        let best = candidates(&kernel.routes, dst).into_iter().next();
+        let forbidden = best.filter(|best| best.matches && !best.route.unicast);
+        let meaning = match forbidden {
+            Some(best) => format!(
+                "the routing table of {here} forbids {dst}: {} is a blackhole or prohibited",
+                best.route.dst
+            ),
+            None => format!("the routing table of {here} has no route to {dst}"),
+        };
         Ok(Cause {
             reason: "no-route",
-            meaning: format!("the routing table of {here} has no route to {dst}"),
+            meaning,
             advice,
             device: None,
         })

@@ -177,6 +177,12 @@ impl Walk<'_> {
             Source::Kernel
         };
         self.derive(place, None, Step::Netfilter, source, text, lines);
+        if !matches!(layer, Layer::Ip { .. }) {
+            // Bridges and devices have places of their own in a drawing: the way does not go up to IP.
+            if let Some(row) = self.rows.last_mut() {
+                row.point = None;
+            }
+        }
         Ok(())
     }
 
