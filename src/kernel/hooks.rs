@@ -9,9 +9,14 @@
 //!                            INPUT ─▶ socket ─▶ OUTPUT
 //! ```
 //!
+//! Frames that a bridge forwards pass hooks of the same names in the bridge's own family. Around all of these stand the
+//! hooks of each device: INGRESS behind its taps, where a capture has seen the frame already, and EGRESS before them
+//! (`net/core/dev.c`).
+//!
 //! `iptables` of today (`iptables-nft`) keeps its tables in nf_tables too. Those of the older `iptables-legacy` are not
-//! seen here.
+//! seen here, nor are chains that a verdict map leads to.
 
+use std::collections::HashMap;
 use std::io;
 
 use super::nftables::{
@@ -25,6 +30,14 @@ const HOOK_PRIORITY: u16 = 2;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
 const COUNTER_PACKETS: u16 = 2;
+const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
+const VERDICT_CHAIN: u16 = 2;
+/// `NFTA_NAT_TYPE`, and its value for a destination (`NFT_NAT_DNAT`).
+const NAT_TYPE: u16 = 1;
+const NAT_DESTINATION: u32 = 1;
+/// `NFTA_TARGET_NAME`: a target of iptables that nf_tables has no word for.
+const TARGET_NAME: u16 = 1;
 
 /// A place in the kernel where chains may look at packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -40,6 +53,10 @@ pub enum Hook {
     Output,
     /// Every packet that goes out, after it was routed.
     Postrouting,
+    /// What a device has received, before anything else sees it.
+    Ingress,
+    /// What a device is to send, after everything else saw it.
+    Egress,
 }
 
 impl Hook {
@@ -51,24 +68,31 @@ impl Hook {
             Self::Forward => "forward",
             Self::Output => "output",
             Self::Postrouting => "postrouting",
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
         }
     }
 
-    /// `NF_INET_PRE_ROUTING` and those that follow it; a bridge's hooks have the same numbers.
-    fn from_number(number: u32) -> Option<Self> {
-        let all = [
-            Self::Prerouting,
-            Self::Input,
-            Self::Forward,
-            Self::Output,
-            Self::Postrouting,
-        ];
+    /// `NF_INET_PRE_ROUTING` and those that follow it, which a bridge's hooks share; of a device, `NF_NETDEV_INGRESS` and
+    /// the next.
+    fn from_number(family: Table, number: u32) -> Option<Self> {
+        let all: &[Self] = match family {
+            Table::Netdev => &[Self::Ingress, Self::Egress],
+            _ => &[
+                Self::Prerouting,
+                Self::Input,
+                Self::Forward,
+                Self::Output,
+                Self::Postrouting,
+                Self::Ingress,
+            ],
+        };
         all.get(usize::try_from(number).ok()?).copied()
     }
 }
 
 /// Whose packets a chain sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Table {
     /// `inet`: IPv4 and IPv6.
@@ -79,6 +103,8 @@ pub enum Table {
     Ip6,
     /// `bridge`: frames that a bridge forwards.
     Bridge,
+    /// `netdev`: frames at a device.
+    Netdev,
 }
 
 impl Table {
@@ -89,6 +115,7 @@ impl Table {
             2 => Some(Self::Ip),
             10 => Some(Self::Ip6),
             7 => Some(Self::Bridge),
+            5 => Some(Self::Netdev),
             _ => None,
         }
     }
@@ -100,8 +127,19 @@ impl Table {
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
             Self::Bridge => "bridge",
+            Self::Netdev => "netdev",
         }
     }
+}
+
+/// Which address a rule gives a packet anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rewrite {
+    /// The source: `snat`, `masquerade`.
+    Source,
+    /// The destination: `dnat`, `redirect`.
+    Destination,
 }
 
 /// A rule of a chain, as far as it matters for where a packet may end.
@@ -111,8 +149,13 @@ pub struct Rule {
     pub handle: u64,
     /// It drops or rejects what it matches.
     pub drops: bool,
+    /// Which address it rewrites in what it matches.
+    pub rewrites: Option<Rewrite>,
     /// How many packets it has matched, where it counts them.
     pub packets: Option<u64>,
+    /// The chain that it sends packets on to.
+    #[serde(skip)]
+    jumps: Option<String>,
 }
 
 /// A base chain: one that stands at a hook.
@@ -126,11 +169,14 @@ pub struct Chain {
     pub name: String,
     /// Where it stands.
     pub hook: Hook,
+    /// At which devices, if only at some.
+    pub devices: Vec<String>,
     /// Among chains of one hook the lowest comes first.
     pub priority: i32,
     /// Packets that no rule decides about are dropped.
     pub drops: bool,
-    /// Its rules, in order. Those of chains that it jumps to are not among them.
+    /// Its rules, in order; those of a chain that it jumps to stand behind the rule that does. A handle is a rule's own
+    /// within its table.
     pub rules: Vec<Rule>,
 }
 
@@ -145,19 +191,35 @@ pub fn chains() -> io::Result<Vec<Chain>> {
         .filter_map(|body| parse_chain(body))
         .collect();
     if !chains.is_empty() {
+        let mut rules: HashMap<Owner, Vec<Rule>> = HashMap::new();
         for body in dump(GET_RULE, NEW_RULE)? {
-            let Some((owner, rule)) = parse_rule(&body) else {
-                continue;
-            };
-            let owns =
-                |c: &&mut Chain| (c.family, &*c.table, &*c.name) == (owner.0, &*owner.1, &*owner.2);
-            if let Some(chain) = chains.iter_mut().find(owns) {
-                chain.rules.push(rule);
+            if let Some((owner, rule)) = parse_rule(&body) {
+                rules.entry(owner).or_default().push(rule);
             }
+        }
+        for chain in &mut chains {
+            let owner = (chain.family, chain.table.clone(), chain.name.clone());
+            reach(&rules, owner, &mut Vec::new(), &mut chain.rules);
         }
     }
     chains.sort_by_key(|chain| (chain.hook, chain.priority));
     Ok(chains)
+}
+
+/// The rules of a chain and of those that it jumps to, each chain once.
+fn reach(
+    rules: &HashMap<Owner, Vec<Rule>>,
+    owner: Owner,
+    seen: &mut Vec<String>,
+    found: &mut Vec<Rule>,
+) {
+    seen.push(owner.2.clone());
+    for rule in rules.get(&owner).into_iter().flatten() {
+        found.push(rule.clone());
+        if let Some(next) = rule.jumps.as_ref().filter(|next| !seen.contains(next)) {
+            reach(rules, (owner.0, owner.1.clone(), next.clone()), seen, found);
+        }
+    }
 }
 
 fn parse_chain(body: &[u8]) -> Option<Chain> {
@@ -168,13 +230,26 @@ fn parse_chain(body: &[u8]) -> Option<Chain> {
         family,
         table: string(attribute(body, CHAIN_TABLE)?),
         name: string(attribute(body, CHAIN_NAME)?),
-        hook: Hook::from_number(be(attribute(hook, HOOK_NUMBER)?)?)?,
+        hook: Hook::from_number(family, be(attribute(hook, HOOK_NUMBER)?)?)?,
+        devices: devices(hook),
         priority: i32::from_be_bytes(attribute(hook, HOOK_PRIORITY)?.try_into().ok()?),
         drops: attribute(body, CHAIN_POLICY).and_then(be) == Some(NF_DROP),
         rules: Vec::new(),
     })
 }
 
+/// The devices that a chain names.
+fn devices(hook: &[u8]) -> Vec<String> {
+    let list = attribute(hook, HOOK_DEVICES).unwrap_or_default();
+    let mut names: Vec<_> = attributes(list).map(|(_, name)| string(name)).collect();
+    // One alone is repeated outside the list.
+    if names.is_empty() {
+        names.extend(attribute(hook, HOOK_DEVICE).map(string));
+    }
+    names
+}
+
+/// Family, table, chain.
 type Owner = (Table, String, String);
 
 fn parse_rule(body: &[u8]) -> Option<(Owner, Rule)> {
@@ -183,7 +258,9 @@ fn parse_rule(body: &[u8]) -> Option<(Owner, Rule)> {
     let mut rule = Rule {
         handle: number(attribute(body, RULE_HANDLE)?)?,
         drops: false,
+        rewrites: None,
         packets: None,
+        jumps: None,
     };
     let expressions = attribute(body, RULE_EXPRESSIONS).unwrap_or_default();
     for (_, element) in attributes(expressions).filter(|(kind, _)| *kind == LIST_ELEMENT) {
@@ -194,12 +271,31 @@ fn parse_rule(body: &[u8]) -> Option<(Owner, Rule)> {
         match name.as_str() {
             "reject" => rule.drops = true,
             "immediate" => {
-                let code = attribute(data, IMMEDIATE_DATA)
-                    .and_then(|d| attribute(d, DATA_VERDICT))
+                let verdict =
+                    attribute(data, IMMEDIATE_DATA).and_then(|d| attribute(d, DATA_VERDICT));
+                let code = verdict
                     .and_then(|v| attribute(v, VERDICT_CODE))
                     .and_then(be);
                 rule.drops |= code == Some(NF_DROP);
+                rule.jumps = verdict
+                    .and_then(|v| attribute(v, VERDICT_CHAIN))
+                    .map(string);
             }
+            "masq" => rule.rewrites = Some(Rewrite::Source),
+            "redir" => rule.rewrites = Some(Rewrite::Destination),
+            "nat" => {
+                let kind = attribute(data, NAT_TYPE).and_then(be);
+                rule.rewrites = Some(match kind {
+                    Some(NAT_DESTINATION) => Rewrite::Destination,
+                    _ => Rewrite::Source,
+                });
+            }
+            "target" => match attribute(data, TARGET_NAME).map(string).as_deref() {
+                Some("MASQUERADE" | "SNAT") => rule.rewrites = Some(Rewrite::Source),
+                Some("DNAT" | "REDIRECT") => rule.rewrites = Some(Rewrite::Destination),
+                Some("REJECT") => rule.drops = true,
+                _ => {}
+            },
             "counter" => rule.packets = attribute(data, COUNTER_PACKETS).and_then(number),
             _ => {}
         }
@@ -241,11 +337,21 @@ mod tests {
         body
     }
 
+    fn in_chain(chain: &[u8], handle: u64, expressions: &[u8]) -> Vec<u8> {
+        let mut body = vec![1, 0, 0, 1];
+        body.extend(attr(RULE_TABLE, b"filter\0"));
+        body.extend(attr(RULE_CHAIN, chain));
+        body.extend(attr(RULE_HANDLE, &handle.to_be_bytes()));
+        body.extend(attr(RULE_EXPRESSIONS, expressions));
+        body
+    }
+
+    fn expr(name: &[u8], data: &[u8]) -> Vec<u8> {
+        let both = [attr(EXPR_NAME, name), attr(EXPR_DATA, data)].concat();
+        attr(LIST_ELEMENT, &both)
+    }
+
     fn rule() -> Vec<u8> {
-        let expr = |name: &[u8], data: &[u8]| {
-            let both = [attr(EXPR_NAME, name), attr(EXPR_DATA, data)].concat();
-            attr(LIST_ELEMENT, &both)
-        };
         let code = attr(VERDICT_CODE, &NF_DROP.to_be_bytes());
         let immediate = attr(IMMEDIATE_DATA, &attr(DATA_VERDICT, &code));
         let counter = attr(COUNTER_PACKETS, &7u64.to_be_bytes());
@@ -254,12 +360,7 @@ mod tests {
             expr(b"immediate\0", &immediate),
         ]
         .concat();
-        let mut body = vec![1, 0, 0, 1];
-        body.extend(attr(RULE_TABLE, b"filter\0"));
-        body.extend(attr(RULE_CHAIN, b"forward\0"));
-        body.extend(attr(RULE_HANDLE, &4u64.to_be_bytes()));
-        body.extend(attr(RULE_EXPRESSIONS, &expressions));
-        body
+        in_chain(b"forward\0", 4, &expressions)
     }
 
     #[test]
@@ -278,6 +379,62 @@ mod tests {
         let (owner, rule) = parse_rule(&rule()).unwrap();
         assert_eq!(owner, (Table::Inet, "filter".into(), "forward".into()));
         assert_eq!((rule.handle, rule.drops, rule.packets), (4, true, Some(7)));
+    }
+
+    #[test]
+    fn a_chain_at_a_device_names_it() {
+        let list: Vec<u8> = [attr(1, b"eth0\0"), attr(1, b"eth1\0")].concat();
+        let hook = [
+            attr(HOOK_NUMBER, &0u32.to_be_bytes()),
+            attr(HOOK_PRIORITY, &0i32.to_be_bytes()),
+            attr(HOOK_DEVICES, &list),
+        ]
+        .concat();
+        let mut body = vec![5, 0, 0, 1];
+        body.extend(attr(CHAIN_TABLE, b"n\0"));
+        body.extend(attr(CHAIN_NAME, b"i\0"));
+        body.extend(attr(CHAIN_HOOK, &hook));
+        let found = parse_chain(&body).unwrap();
+        assert_eq!((found.family, found.hook), (Table::Netdev, Hook::Ingress));
+        assert_eq!(found.devices, ["eth0", "eth1"]);
+        assert_eq!(devices(&attr(HOOK_DEVICE, b"eth2\0")), ["eth2"]);
+    }
+
+    #[test]
+    fn a_rule_tells_which_address_it_rewrites() {
+        let rewrites = |name: &[u8], data: &[u8]| {
+            let body = in_chain(b"post\0", 1, &expr(name, data));
+            parse_rule(&body).unwrap().1.rewrites
+        };
+        let nat = |kind: u32| attr(NAT_TYPE, &kind.to_be_bytes());
+        assert_eq!(rewrites(b"masq\0", &[]), Some(Rewrite::Source));
+        assert_eq!(rewrites(b"nat\0", &nat(0)), Some(Rewrite::Source));
+        assert_eq!(rewrites(b"nat\0", &nat(1)), Some(Rewrite::Destination));
+        let target = attr(TARGET_NAME, b"REDIRECT\0");
+        assert_eq!(rewrites(b"target\0", &target), Some(Rewrite::Destination));
+        assert_eq!(rewrites(b"counter\0", &[]), None);
+    }
+
+    #[test]
+    fn rules_of_a_chain_jumped_to_stand_behind_the_jump_even_in_a_circle() {
+        let jump = |to: &[u8]| {
+            let verdict = attr(DATA_VERDICT, &attr(VERDICT_CHAIN, to));
+            expr(b"immediate\0", &attr(IMMEDIATE_DATA, &verdict))
+        };
+        let mut rules: HashMap<Owner, Vec<Rule>> = HashMap::new();
+        for body in [
+            in_chain(b"base\0", 1, &jump(b"other\0")),
+            in_chain(b"base\0", 3, &[]),
+            in_chain(b"other\0", 2, &jump(b"base\0")),
+        ] {
+            let (owner, rule) = parse_rule(&body).unwrap();
+            rules.entry(owner).or_default().push(rule);
+        }
+        let mut found = Vec::new();
+        let base = (Table::Inet, "filter".to_owned(), "base".to_owned());
+        reach(&rules, base, &mut Vec::new(), &mut found);
+        let handles: Vec<_> = found.iter().map(|rule| rule.handle).collect();
+        assert_eq!(handles, [1, 2, 3]);
     }
 
     proptest! {

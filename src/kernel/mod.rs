@@ -19,6 +19,7 @@ mod neighbour;
 pub mod netns;
 mod nftables;
 pub mod preflight;
+mod queue;
 mod route;
 pub mod sysctl;
 mod watch;
@@ -35,6 +36,7 @@ pub use ipsec::Policies;
 pub use link::{Link, VxlanInfo, VxlanSpec};
 pub use neighbour::{BridgeEntry, Neighbour};
 pub use netns::NetNs;
+pub use queue::Queue;
 pub use route::{ROUTE_PROTOCOL, Route, RouteSpec, Way};
 pub use watch::Change;
 

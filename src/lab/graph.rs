@@ -26,6 +26,7 @@
 //! without colours.
 
 mod layout;
+mod legend;
 mod seen;
 mod svg;
 
@@ -176,6 +177,10 @@ pub struct Way {
     pub points: Vec<Point>,
     /// Numbers to set on it.
     pub marks: Vec<Mark>,
+    /// Words to set beside points, in the colour of a warning.
+    pub tags: Vec<(Point, String)>,
+    /// What the legend calls it; a way without a name is not in it.
+    pub name: String,
 }
 
 /// A topology with ways through it.
@@ -187,6 +192,8 @@ pub struct Picture {
     pub topology: Topology,
     /// The way there, and the way back: two have lines of their own, solid and dashed. Further ones lie on these.
     pub ways: Vec<Way>,
+    /// What came of it, in a sentence to stand out.
+    pub outcome: String,
     /// Lines to stand below: what the numbers mean.
     pub notes: Vec<String>,
 }

@@ -104,7 +104,7 @@ impl Node {
         &self.namespace
     }
 
-    /// Its pods, running.
+    /// Its pods that live.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
     }
@@ -371,14 +371,14 @@ impl Lab {
                 // The holder, or whoever is left of its containers: each keeps the namespace.
                 let mut inside = processes.iter().filter(|p| p.pod() == plan.place);
                 let holder = processes.iter().find(|p| p.place == plan.place);
-                let pid = holder
-                    .or_else(|| inside.next())
-                    .with_context(|| format!("all processes of {} are gone", plan.place))?
-                    .pid;
+                // A pod whose processes have all ended is left out: the rest is there without it.
+                let Some(process) = holder.or_else(|| inside.next()) else {
+                    continue;
+                };
                 pods.push(Pod {
                     plan: plan.clone(),
-                    namespace: NetNs::of_process(pid)?,
-                    pid,
+                    namespace: NetNs::of_process(process.pid)?,
+                    pid: process.pid,
                 });
             }
             Ok(Node {

@@ -5,6 +5,7 @@
 
 mod book;
 mod eyes;
+mod faults;
 mod words;
 
 use std::process::{Command, Output, Stdio};

@@ -52,6 +52,37 @@ fn text_json_and_picture_say_the_same() {
         let note = format!(">{number} {}: ", row["place"].as_str().unwrap());
         assert!(svg.contains(&note), "{note}");
     }
+    for part in [
+        ">the echo request<",
+        ">the echo reply<",
+        ">seen there: a capture or a counter<",
+        ">answered: the packet arrived, and its answer came back<",
+        "<polygon",
+    ] {
+        assert!(svg.contains(part), "{part}");
+    }
+    let lie = lab.trace(&["node1/pod1", "10.244.2.2", "--spoof", "10.244.3.2"]);
+    assert!(
+        out(&lie).starts_with("node1/pod1 (claims to be 10.244.3.2) → node2/pod1 (10.244.2.2)"),
+        "{}",
+        out(&lie)
+    );
+    let lie = lab.trace(&[
+        "node1/pod1",
+        "10.244.2.2",
+        "--spoof",
+        "10.244.3.2",
+        "--svg",
+        "-",
+    ]);
+    for part in [
+        ">claims to be 10.244.3.2<",
+        ">✗ lost: inner-source<",
+        ">lost there<",
+        ">lost: the request ended at node2",
+    ] {
+        assert!(out(&lie).contains(part), "{part}");
+    }
     // What the documentation says of the object's form holds for it.
     for key in [
         "version",
@@ -96,6 +127,8 @@ fn text_json_and_picture_say_the_same() {
                 "bridge",
                 "device",
                 "lease",
+                "fragments",
+                "rewrite",
                 "encapsulation",
                 "receive",
                 "delivery",
@@ -208,6 +241,16 @@ fn a_stopped_daemon_is_named() {
             (&trace["loss"]["place"], &trace["unreachable"][0]),
             (&"node1".into(), &"node1".into())
         );
+        if reason == "no-daemon" {
+            let told =
+                rows(&trace).filter(|row| row["leg"] == "error" && row["step"] == "delivery");
+            let told: Vec<_> = told.map(|row| row["text"].as_str().unwrap()).collect();
+            assert!(
+                told[0].starts_with("delivered to node2, whose overlayd sent the datagram: but node2/pod1 hears nothing of it"),
+                "{told:?}"
+            );
+            assert_eq!(trace["loss"]["evidence"], "observed");
+        }
         let done = lab.trace(&[from, to]);
         assert!(
             err(&done).contains("the overlayd of node1 does not answer: start it"),

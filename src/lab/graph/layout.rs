@@ -354,7 +354,6 @@ impl<'a> Layout<'a> {
             (None, Some(to)) => ((to.0 + 120.0, to.1), to),
             (None, None) => return None,
         };
-        let third = if lane == 0 { 0.35 } else { 0.65 };
         line.push(from);
         if (from.1 - to.1).abs() > POD_LANE {
             let x = GAP / 2.0 + self.sideways(lane) / 6.0;
@@ -362,7 +361,9 @@ impl<'a> Layout<'a> {
             return Some((f64::midpoint(from.0, x), from.1));
         }
         line.push(to);
-        Some((from.0 + (to.0 - from.0) * third, from.1))
+        // Counted from the left, whichever way it goes: marks of two ways never meet.
+        let third = if lane == 0 { 0.33 } else { 0.67 };
+        Some((from.0.min(to.0) + (to.0 - from.0).abs() * third, from.1))
     }
 }
 

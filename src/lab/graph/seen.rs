@@ -105,7 +105,15 @@ async fn see(node: &mut Node, there: &topology::Node) -> Result<()> {
     node.tun = tun.and_then(|tun| found.part(&tun.name, "TUN"));
     node.kernel = Some(Part::new("kernel", "routes").lines(found.routes()));
     let bridge = found.link("cni0").map(|link| link.index);
-    for (pod, there) in node.pods.iter_mut().zip(there.pods()) {
+    // One that is dead has no namespace, and no cable.
+    let lives = |number| there.pods().iter().any(|pod| pod.number == number);
+    for pod in node.pods.iter_mut().filter(|pod| !lives(pod.number)) {
+        (pod.eth, pod.veth, pod.plugged) = (None, None, false);
+    }
+    for there in there.pods() {
+        let Some(pod) = node.pods.iter_mut().find(|pod| pod.number == there.number) else {
+            continue;
+        };
         pod.veth = found.part(&there.veth, "");
         pod.plugged =
             bridge.is_some() && found.link(&there.veth).and_then(|veth| veth.master) == bridge;

@@ -6,15 +6,15 @@ use super::layout::{Frame, GAP, LANES, LINE, Layout, Placed, PlacedNode, PlacedP
 use super::{Look, Part, Picture, Point, Way};
 
 /// Of a line of text, in viewBox units.
-const SIZE: f64 = 12.0;
-const SMALL: f64 = 11.0;
+pub(super) const SIZE: f64 = 12.0;
+pub(super) const SMALL: f64 = 11.0;
 /// Of a letter, of its size. Fonts of one width keep it nearly all: DejaVu Sans Mono 0.602, Courier 0.6.
 pub(super) const ADVANCE: f64 = 0.602;
 /// The width of a page, in viewBox units, and in millimetres.
 const PAGE: f64 = 1224.0;
 const PAPER: f64 = 287.0;
 /// Solid and dashed, dark and a little less: two ways that can be told apart without colours.
-const LOOKS: [(&str, &str); LANES] = [("#0050a0", ""), ("#b00020", "9 5")];
+pub(super) const LOOKS: [(&str, &str); LANES] = [("#0050a0", ""), ("#b00020", "9 5")];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Anchor {
@@ -38,7 +38,7 @@ pub(super) struct Text {
 /// What there is to draw.
 #[derive(Default)]
 pub(super) struct Canvas {
-    shapes: String,
+    pub(super) shapes: String,
     pub texts: Vec<Text>,
     marks: String,
     pub width: f64,
@@ -109,13 +109,16 @@ pub(super) fn draw(picture: &Picture) -> Canvas {
     }
     for (way, lane) in picture.ways.iter().zip((0..LANES).cycle()) {
         canvas.way(&layout, way, lane);
+        canvas.tags(&layout, way);
     }
+    canvas.legend(picture);
+    canvas.outcome(&picture.outcome);
     canvas.notes(&picture.notes);
     canvas
 }
 
 /// The text, shortened to what has room.
-fn fit(text: &str, room: f64, size: f64) -> String {
+pub(super) fn fit(text: &str, room: f64, size: f64) -> String {
     let mut letters = 0;
     while number(letters + 1) * size * ADVANCE <= room {
         letters += 1;
@@ -129,7 +132,7 @@ fn fit(text: &str, room: f64, size: f64) -> String {
 }
 
 /// The text in lines of at most so many letters, broken between words.
-fn wrap(text: &str, letters: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, letters: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let line = lines.last_mut().map_or(0, |line| line.chars().count());
@@ -149,7 +152,14 @@ fn wrap(text: &str, letters: usize) -> Vec<String> {
 impl Canvas {
     // Writing to a string cannot fail: the results of `writeln!` below are let go.
 
-    fn text(&mut self, at: Spot, size: f64, anchor: Anchor, bold: bool, content: String) {
+    pub(super) fn text(
+        &mut self,
+        at: Spot,
+        size: f64,
+        anchor: Anchor,
+        bold: bool,
+        content: String,
+    ) {
         self.texts.push(Text {
             x: at.0,
             y: at.1,
@@ -174,7 +184,7 @@ impl Canvas {
         );
     }
 
-    fn path(&mut self, spots: &[Spot], style: &str) {
+    pub(super) fn path(&mut self, spots: &[Spot], style: &str) {
         let points: Vec<_> = spots
             .iter()
             .map(|(x, y)| format!("{x:.1},{y:.1}"))
@@ -395,6 +405,7 @@ impl Canvas {
             r#"stroke="{colour}" stroke-width="4" stroke-linejoin="round" stroke-linecap="round" stroke-dasharray="{dashes}" stroke-opacity="0.85""#
         );
         self.path(&line, &style);
+        self.arrows(&line, colour);
         for (index, &(point, spot)) in spots.iter().enumerate() {
             // A way may pass a point twice: its marks stand where it passes first.
             if spots[..index].iter().any(|(earlier, _)| *earlier == point) {
@@ -413,7 +424,7 @@ impl Canvas {
         }
     }
 
-    fn mark(&mut self, (x, y): Spot, label: &str, look: Look, colour: &str) {
+    pub(super) fn mark(&mut self, (x, y): Spot, label: &str, look: Look, colour: &str) {
         let half = (number(label.chars().count()) * 10.0 * ADVANCE / 2.0 + 4.0).max(9.0);
         let (fill, ink) = match look {
             Look::Seen => (colour, "#ffffff"),

@@ -49,6 +49,7 @@ fn way(from: (u8, u8), to: (u8, u8), first: u16) -> Way {
     Way {
         marks: marks.collect(),
         points,
+        ..Way::default()
     }
 }
 
@@ -108,6 +109,7 @@ fn no_text_lies_on_another_from_one_node_to_six() {
                         ][..ways]
                             .to_vec(),
                         notes: vec!["a note of many words, ".repeat(20); 3],
+                        ..Picture::default()
                     };
                     let what = format!("{nodes} nodes, {pods} pods, {ways} ways, {backend}");
                     assert_readable(&draw(&picture), &what);
@@ -123,6 +125,7 @@ fn marks_stand_on_their_way_and_do_not_hide_text() {
         topology: Topology::planned(&spec(3, 2)),
         ways: vec![way((1, 1), (3, 2), 1), way((3, 2), (1, 1), 16)],
         notes: Vec::new(),
+        ..Picture::default()
     };
     let svg = picture.to_string();
     let texts = draw(&picture).texts;
@@ -187,6 +190,7 @@ fn what_is_not_there_is_not_drawn_and_ways_pass_it_over() {
         topology,
         ways: vec![way((1, 1), (2, 1), 1)],
         notes: Vec::new(),
+        ..Picture::default()
     };
     let svg = picture.to_string();
     assert_eq!(svg.matches(">overlayd<").count(), 1);
@@ -226,6 +230,7 @@ fn a_lost_packet_is_crossed_out_where_it_was_lost() {
         topology: Topology::planned(&spec(2, 1)),
         ways: vec![lost],
         notes: Vec::new(),
+        ..Picture::default()
     }
     .to_string();
     assert_eq!(svg.matches("<path d=").count(), 1);
@@ -241,15 +246,18 @@ fn what_passes_the_daemon_by_is_drawn_around_it() {
             Point::Underlay,
         ],
         marks: Vec::new(),
+        ..Way::default()
     };
     let back = Way {
         points: direct.points.iter().copied().rev().collect(),
         marks: Vec::new(),
+        ..Way::default()
     };
     let picture = Picture {
         topology: Topology::planned(&spec(1, 1)),
         ways: vec![direct, back],
         notes: Vec::new(),
+        ..Picture::default()
     };
     let svg = picture.to_string();
     let ways = svg.lines().filter(|line| line.contains("stroke-opacity"));

@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use super::fate::{Layer, Passage};
 use super::tables::{Candidate, Kernel};
 use crate::kernel::Route;
-use crate::kernel::hooks::{Chain, Hook, Table};
+use crate::kernel::hooks::{Chain, Rule, Table};
 
 /// How many routes that do not match are shown beside those that do.
 const MISSES: usize = 3;
@@ -99,21 +100,20 @@ fn bits(ip: Ipv4Addr, len: u8) -> String {
     text
 }
 
-/// The chains that a packet of this family meets at these hooks; `rose` says by how much a rule's counter did.
+/// The chains that a packet meets at these hooks; `rose` says by how much a rule's counter did.
 pub(super) fn chains(
     all: &[Chain],
-    hooks: &[Hook],
-    v6: bool,
+    passages: &[Passage],
     rose: impl Fn(&Chain, u64) -> u64,
 ) -> (Vec<String>, bool) {
     let mut lines = Vec::new();
     let mut counted = false;
-    for hook in hooks {
-        for chain in all.iter().filter(|c| c.hook == *hook && sees(c, v6)) {
+    for passage in passages {
+        for chain in all.iter().filter(|chain| sees(chain, passage)) {
             let policy = if chain.drops { "drop" } else { "accept" };
             let mut line = format!(
                 "{}: chain {} of table {} {}, priority {}, policy {policy}, {}",
-                hook.name(),
+                passage.hook.name(),
                 chain.name,
                 chain.family.name(),
                 chain.table,
@@ -132,9 +132,14 @@ pub(super) fn chains(
                 let rise = rose(chain, rule.handle);
                 if rise > 0 {
                     counted = true;
-                    let does = if rule.drops { "drops" } else { "counts" };
+                    let does = match (rule.drops, rule.rewrites) {
+                        (true, _) => "drops",
+                        (false, Some(_)) => "rewrites",
+                        (false, None) => "counts",
+                    };
+                    let them = if rise == 1 { "it" } else { "them" };
                     lines.push(format!(
-                        "  the rule with handle {} matched {} meanwhile: it {does} them",
+                        "  the rule with handle {} matched {} meanwhile, and {does} {them}",
                         rule.handle,
                         count_u64(rise, "packet")
                     ));
@@ -145,14 +150,47 @@ pub(super) fn chains(
     (lines, counted)
 }
 
-/// Does the chain see IP packets of this family?
-pub(super) fn sees(chain: &Chain, v6: bool) -> bool {
-    match chain.family {
-        Table::Inet => true,
-        Table::Ip => !v6,
-        Table::Ip6 => v6,
-        Table::Bridge => false,
-    }
+/// Does the chain see what passes there?
+pub(super) fn sees(chain: &Chain, passage: &Passage) -> bool {
+    let named = |name: &str| {
+        chain
+            .devices
+            .iter()
+            .any(|device| match device.strip_suffix('*') {
+                Some(beginning) => name.starts_with(beginning),
+                None => device == name,
+            })
+    };
+    chain.hook == passage.hook
+        && match &passage.layer {
+            Layer::Device(name) => named(name),
+            Layer::Bridge => chain.family == Table::Bridge,
+            Layer::Ip { v6 } | Layer::BridgedIp { v6 } => match chain.family {
+                Table::Inet => true,
+                Table::Ip => !v6,
+                Table::Ip6 => *v6,
+                Table::Bridge | Table::Netdev => false,
+            },
+        }
+}
+
+/// `chain hold of table inet t`
+pub(super) fn chain_name(chain: &Chain) -> String {
+    format!(
+        "chain {} of table {} {}",
+        chain.name,
+        chain.family.name(),
+        chain.table
+    )
+}
+
+/// `the rule with handle 4 in chain hold of table inet t`
+pub(super) fn rule_name(chain: &Chain, rule: &Rule) -> String {
+    format!(
+        "the rule with handle {} in {}",
+        rule.handle,
+        chain_name(chain)
+    )
 }
 
 /// `1 rule`, `2 rules`

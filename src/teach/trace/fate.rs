@@ -13,10 +13,43 @@ use super::{Evidence, Leg, Loss, NOBODY};
 use crate::datapath::DropReason;
 use crate::kernel::hooks::Hook;
 
+/// At which part of a kernel a hook is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// IPv4 or IPv6.
+    Ip { v6: bool },
+    /// IPv4 or IPv6 in frames that a bridge forwards (br_netfilter).
+    BridgedIp { v6: bool },
+    /// A bridge.
+    Bridge,
+    /// The device of this name.
+    Device(String),
+}
+
+/// A hook that the packet passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passage {
+    pub(super) place: usize,
+    pub(super) hook: Hook,
+    pub(super) layer: Layer,
+}
+
+/// What tables say of a packet that was seen no more: why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cause {
+    pub(super) reason: &'static str,
+    pub(super) meaning: String,
+    pub(super) advice: String,
+    /// Whose count of drops would confirm it.
+    pub(super) device: Option<String>,
+}
+
 /// What the packet passed since it was last seen.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Passed {
-    pub(super) hooks: Vec<(usize, Hook)>,
+    pub(super) hooks: Vec<Passage>,
+    /// Why it cannot have come further.
+    pub(super) cause: Option<(usize, Cause)>,
     /// A neighbour that did not answer.
     pub(super) neighbour: Option<(usize, IpAddr)>,
     /// A daemon, and in which direction.
@@ -28,7 +61,6 @@ pub(super) struct Case<'a> {
     pub(super) place: usize,
     pub(super) name: &'a str,
     pub(super) leg: Leg,
-    pub(super) v6: bool,
     pub(super) passed: &'a Passed,
     pub(super) before: &'a Counts,
     pub(super) after: &'a Counts,
@@ -109,18 +141,22 @@ const KERNEL: &[(&str, &str, &str, &str)] = &[
 pub(super) fn why(case: &Case<'_>) -> Loss {
     by_daemon(case)
         .or_else(|| by_chain(case, true))
+        .or_else(|| by_cause(case, &["no-bridge", "link-down"]))
         .or_else(|| by_error(case))
+        .or_else(|| by_cause(case, &[]))
+        .or_else(|| by_queue(case))
         .or_else(|| by_counter(case))
         .or_else(|| by_neighbour(case))
         .or_else(|| by_chain(case, false))
+        .or_else(|| by_device(case))
         .unwrap_or_else(|| Loss {
             leg: case.leg,
             place: case.name.to_owned(),
             reason: "unknown".into(),
             by: NOBODY,
             evidence: Evidence::Derived,
-            meaning: "it was seen no more, and no counter that is looked at tells of it".into(),
-            advice: "capture around this place (tcpdump), and look at `ip -s link`, `nstat` and tc filters there".into(),
+            meaning: "it was seen no more, and nothing that is looked at tells of it".into(),
+            advice: "capture around this place (tcpdump), and look at `nstat` and at BPF programs there (`bpftool net`)".into(),
         })
 }
 
@@ -157,7 +193,7 @@ pub(super) fn daemon_drop(
 
 /// The chain or rule, among those passed, that dropped: one whose counter rose, or, if `counted` is false, one that may.
 fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
-    let (what, sure) = dropped_by_chains(case.passed, case.before, case.after, case.v6)?;
+    let (what, sure) = dropped_by_chains(case.place, case.passed, case.before, case.after)?;
     if counted && !sure {
         return None;
     }
@@ -201,27 +237,18 @@ fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
 
 /// Among the chains passed: what dropped the packet, and whether a counter says so.
 pub(super) fn dropped_by_chains(
+    place: usize,
     passed: &Passed,
     before: &Counts,
     after: &Counts,
-    v6: bool,
 ) -> Option<(String, bool)> {
     let mut suspect = None;
-    let hooks = passed.hooks.iter().map(|(_, hook)| *hook);
-    for hook in hooks {
-        for chain in after
-            .chains
-            .iter()
-            .filter(|c| c.hook == hook && explain::sees(c, v6))
-        {
-            let name = format!(
-                "chain {} of table {} {}",
-                chain.name,
-                chain.family.name(),
-                chain.table
-            );
+    for passage in passed.hooks.iter().filter(|hook| hook.place == place) {
+        let chains = after.chains.iter();
+        for chain in chains.filter(|chain| explain::sees(chain, passage)) {
+            let name = explain::chain_name(chain);
             for rule in chain.rules.iter().filter(|rule| rule.drops) {
-                let text = format!("the rule with handle {} in {name}", rule.handle);
+                let text = explain::rule_name(chain, rule);
                 if after.rule_rise(before, chain, rule.handle) > 0 {
                     return Some((text, true));
                 }
@@ -291,6 +318,100 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
     })
 }
 
+/// What tables say, confirmed by the count of drops of the device that they accuse.
+///
+/// `among`: only for these reasons, of which an ICMP error knows just what follows from them; none: for any.
+fn by_cause(case: &Case<'_>, among: &[&str]) -> Option<Loss> {
+    let (place, cause) = case.passed.cause.as_ref()?;
+    if *place != case.place || !(among.is_empty() || among.contains(&cause.reason)) {
+        return None;
+    }
+    let device = cause.device.as_ref();
+    let counted = device.filter(|name| case.after.device_rise(case.before, name) > 0);
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: cause.reason.into(),
+        by: "kernel",
+        evidence: match counted {
+            Some(_) => Evidence::Observed,
+            None => Evidence::Derived,
+        },
+        meaning: match counted {
+            Some(name) => format!("{}: the drop counter of {name} rose", cause.meaning),
+            None => cause.meaning.clone(),
+        },
+        advice: cause.advice.clone(),
+    })
+}
+
+fn devices<'a>(case: &'a Case<'_>) -> impl Iterator<Item = &'a str> {
+    let here = case
+        .passed
+        .hooks
+        .iter()
+        .filter(|hook| hook.place == case.place);
+    here.filter_map(|hook| match &hook.layer {
+        Layer::Device(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+/// A queue, or a filter at it, that dropped.
+fn by_queue(case: &Case<'_>) -> Option<Loss> {
+    let (device, kind) = devices(case).find_map(|name| {
+        let kind = case.after.queue_that_dropped(case.before, name)?;
+        Some((name, kind))
+    })?;
+    let filters = matches!(kind, "clsact" | "ingress");
+    let (reason, meaning, advice) = if filters {
+        (
+            "filtered",
+            format!("a tc filter at {device} dropped it, as the counter of its {kind} hook says"),
+            format!(
+                "`tc filter show dev {device} ingress` and `egress`, in {}",
+                case.name
+            ),
+        )
+    } else {
+        (
+            "queue-drop",
+            format!("the queue of {device} ({kind}) dropped it, as its counter says"),
+            format!(
+                "`tc -s qdisc show dev {device}`, in {}: is it too short, or made to lose packets (netem)?",
+                case.name
+            ),
+        )
+    };
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: reason.into(),
+        by: "kernel",
+        evidence: Evidence::Observed,
+        meaning,
+        advice,
+    })
+}
+
+/// A device whose count of drops rose, for whatever reason.
+fn by_device(case: &Case<'_>) -> Option<Loss> {
+    let rose = |name: &&str| case.after.device_rise(case.before, name) > 0;
+    let device = devices(case).find(rose)?;
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: "device-drop".into(),
+        by: "kernel",
+        evidence: Evidence::Observed,
+        meaning: format!("the drop counter of {device} rose"),
+        advice: format!(
+            "`ip -s -s link show {device}`, in {}, says of which kind",
+            case.name
+        ),
+    })
+}
+
 fn by_counter(case: &Case<'_>) -> Option<Loss> {
     let rose = |name: &str| case.after.kernel_rise(case.before, name) > 0;
     let (name, reason, meaning, advice) = KERNEL.iter().find(|(name, ..)| rose(name))?;
@@ -327,7 +448,19 @@ pub(super) fn refused(
     error: &io::Error,
     mtu: Option<u32>,
     device: &str,
+    cause: Option<Cause>,
 ) -> Loss {
+    if let Some(cause) = cause {
+        return Loss {
+            leg,
+            place: place.to_owned(),
+            reason: cause.reason.into(),
+            by: "kernel",
+            evidence: Evidence::Observed,
+            meaning: cause.meaning,
+            advice: cause.advice,
+        };
+    }
     let (reason, meaning, advice) = match error.raw_os_error() {
         Some(libc::EMSGSIZE) => (
             "too-big",
@@ -403,14 +536,23 @@ pub(super) fn no_reader(place: &str, leg: Leg, device: &str) -> Loss {
 }
 
 /// A daemon that does not answer.
-pub(super) fn silent_daemon(place: &str, leg: Leg) -> Loss {
+pub(super) fn silent_daemon(place: &str, leg: Leg, no_port: bool) -> Loss {
+    let meaning = if no_port {
+        "no overlayd runs on this node: no program has its UDP port, as the kernel's counter Udp.NoPorts says, so nobody takes the packet on"
+    } else {
+        "the overlayd of this node does not answer, so nobody takes the packet on"
+    };
     Loss {
         leg,
         place: place.to_owned(),
         reason: "no-daemon".into(),
         by: NOBODY,
-        evidence: Evidence::Derived,
-        meaning: "the overlayd of this node does not answer, so nobody takes the packet on".into(),
+        evidence: if no_port {
+            Evidence::Observed
+        } else {
+            Evidence::Derived
+        },
+        meaning: meaning.into(),
         advice: "start it (`overlayd run`) and look into its log".into(),
     }
 }

@@ -131,6 +131,10 @@ pub enum Step {
     Device,
     /// The daemon's lease table decides.
     Lease,
+    /// A packet is cut into fragments, or made whole again.
+    Fragments,
+    /// An address is rewritten.
+    Rewrite,
     /// The daemon puts headers in front.
     Encapsulation,
     /// The daemon checks what it received and takes the headers off.
@@ -319,7 +323,8 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
     let namespaces: Vec<&NetNs> = world.places.iter().map(|place| &place.namespace).collect();
     let mut watch = Watch::start(&namespaces, token.as_bytes(), port, ports)?;
     let source = probe.spoof.or(world.source.ip);
-    let sent = send::send(&world.places[start].namespace, source, dst, probe, &token)?;
+    let sent = send::send(&world.places[start].namespace, source, dst, probe, &token)
+        .map_err(|error| world.without_address(start, source, error))?;
     let home = |caught: &Caught| caught.place == start && !caught.out;
     if sent.refused.is_none() {
         watch.wait(probe.patience, cancel, |all| {
@@ -334,9 +339,12 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
 }
 
 fn counts(world: &World) -> Result<Vec<Counts>> {
-    let places = world.places.iter();
-    let read = |place: &world::Place| Counts::read(&place.namespace, place.socket.as_deref());
-    places.map(read).collect()
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let read =
+        |place: &world::Place| Counts::read(&place.namespace, place.socket.as_deref(), &runtime);
+    world.places.iter().map(read).collect()
 }
 
 /// The port of the overlay: of the first daemon that answers. Where none does, no packet gets into one.

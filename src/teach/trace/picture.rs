@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::tables::Looker;
+use super::text;
 use super::world::{Role, World};
 use super::{Direction, Evidence, Leg, Row, Step, Trace};
 use crate::lab::graph::{Look, Mark, Node, Part, Picture, Pod, Topology, Way};
@@ -12,38 +13,69 @@ use crate::observe::client;
 #[must_use]
 pub fn picture(trace: &Trace, topology: Topology) -> Picture {
     let mut ways = Vec::new();
-    for leg in [Leg::Request, Leg::Reply, Leg::Error] {
+    for (leg, name) in [
+        (Leg::Request, "the echo request"),
+        (Leg::Reply, "the echo reply"),
+        (Leg::Error, "an ICMP error about it"),
+    ] {
         // An error takes the line of the way back: where there is one, there is no reply beside it.
         let rows: Vec<_> = trace.rows.iter().filter(|row| row.leg == leg).collect();
         if !rows.is_empty() {
-            ways.push(way(&rows));
+            ways.push(way(trace, &rows, name));
         }
     }
     let (source, destination) = (&trace.source, &trace.destination);
+    let name = source.name.as_deref().unwrap_or("somebody");
+    let from = if trace.spoofed {
+        format!("{name}, which claims to be {},", source.ip)
+    } else {
+        format!("{name} ({})", source.ip)
+    };
     let mut notes = vec![format!(
-        "One marked packet of {} bytes, {} to {}. Full: seen there by a capture; crossed: lost.",
-        trace.size, source.ip, destination.ip
+        "One marked packet of {} bytes from {from} to {}. TTL and bytes are the outermost IP header's.",
+        trace.size, destination.ip
     )];
-    notes.extend(trace.rows.iter().filter(|row| is_marked(row)).map(note));
+    let shown = trace.rows.iter().filter(|row| is_marked(row, &trace.rows));
+    notes.extend(shown.map(note));
     Picture {
         topology,
         ways,
+        outcome: text::outcome(trace),
         notes,
     }
 }
 
-fn is_marked(row: &Row) -> bool {
-    matches!(row.step, Step::Device | Step::Lost)
+/// Rows with a number in the drawing: where it was seen, what daemons did, and what a bridge did without being seen at it.
+fn is_marked(row: &Row, all: &[Row]) -> bool {
+    match row.step {
+        Step::Device | Step::Lost | Step::Encapsulation => true,
+        Step::Receive => !shares_point(row, all, Step::Lost),
+        Step::Bridge => !shares_point(row, all, Step::Device),
+        _ => false,
+    }
 }
 
-fn way(rows: &[&Row]) -> Way {
-    let mut way = Way::default();
+/// There is a row of this step where this one is drawn.
+fn shares_point(row: &Row, all: &[Row], step: Step) -> bool {
+    let same = |other: &&Row| other.leg == row.leg && other.point == row.point;
+    all.iter().filter(same).any(|other| other.step == step)
+}
+
+fn way(trace: &Trace, rows: &[&Row], name: &str) -> Way {
+    let mut way = Way {
+        name: name.to_owned(),
+        ..Way::default()
+    };
     for row in rows {
         let Some(point) = row.point else { continue };
         if way.points.last() != Some(&point) {
             way.points.push(point);
         }
-        if is_marked(row) {
+        if trace.spoofed && row.number == 1 {
+            let lie = format!("claims to be {}", trace.source.ip);
+            way.tags.push((point, lie));
+        }
+        if is_marked(row, &trace.rows) {
             way.marks.push(Mark {
                 at: point,
                 number: u16::try_from(row.number).unwrap_or(u16::MAX),
@@ -53,6 +85,9 @@ fn way(rows: &[&Row]) -> Way {
                     (_, Evidence::Derived) => Look::Derived,
                 },
             });
+        }
+        if let (Step::Lost, Some(loss)) = (row.step, &trace.loss) {
+            way.tags.push((point, format!("✗ lost: {}", loss.reason)));
         }
     }
     way

@@ -88,10 +88,82 @@ pub struct Sight {
 
 /// Reads a frame; `None`: there is no ICMP packet in it that a trace knows, nor a fragment of one.
 pub fn read(frame: &[u8], link: Link, ports: &Ports) -> Option<Sight> {
+    let found = look(frame, link, ports)?;
+    Some(Sight {
+        kind: found.kind?,
+        headers: found.headers,
+        ether: found.ether,
+        outer: found.outer,
+        ip: found.ip,
+    })
+}
+
+/// A train of datagrams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Train {
+    /// The length in its IP header, in bytes.
+    pub length: usize,
+    /// Each as a frame of its own, with the headers in front that it has on a wire.
+    pub datagrams: Vec<Vec<u8>>,
+}
+
+/// A frame cut into the datagrams of a train (`UDP_SEGMENT`, udp(7)); `None`: it is no train.
+///
+/// A train crosses a veth pair whole: one IP and one UDP header, then the payloads of datagrams that are all as long as the
+/// first, but for the last. Nothing in a capture says how long: it follows from what the first encapsulates.
+#[must_use]
+pub fn train(frame: &[u8], link: Link, ports: &Ports) -> Option<Train> {
+    const UDP: usize = 8;
+    let found = look(frame, link, ports)?;
+    let outer = found.outer?;
+    let udp = found.headers.iter().position(|h| h.name == "UDP")?;
+    let ip_length = found.headers.get(udp.checked_sub(1)?)?.bytes;
+    let sum = |headers: &[Header]| headers.iter().map(|h| h.bytes).sum::<usize>();
+    let payload_at = sum(&found.headers[..=udp]);
+    let ip_at = payload_at.checked_sub(UDP + ip_length)?;
+    // What stands between the UDP header and the inner IP header: nothing, or VXLAN and Ethernet.
+    let inner = found.headers[udp + 1..].iter();
+    let between = inner.take_while(|h| !matches!(h.name, "IPv4" | "IPv6"));
+    let segment = between.map(|h| h.bytes).sum::<usize>() + found.ip.length;
+    let end = ip_at + outer.ip.length;
+    let payload = frame.get(payload_at..end)?;
+    // An inner header that lies about its length would make crumbs.
+    if payload.len() <= segment || segment < 20 {
+        return None;
+    }
+    let datagrams = payload.chunks(segment).map(|chunk| {
+        let mut piece = [&frame[..payload_at], chunk].concat();
+        let udp_length = UDP + chunk.len();
+        let (at, length) = match outer.ip.src {
+            IpAddr::V4(_) => (ip_at + 2, ip_length + udp_length),
+            IpAddr::V6(_) => (ip_at + 4, ip_length - 40 + udp_length),
+        };
+        for (at, length) in [(at, length), (payload_at - 4, udp_length)] {
+            let length = u16::try_from(length).unwrap_or(u16::MAX);
+            piece[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        }
+        piece
+    });
+    Some(Train {
+        length: outer.ip.length,
+        datagrams: datagrams.collect(),
+    })
+}
+
+/// What a frame's headers are, whatever is in it.
+struct Found {
+    headers: Vec<Header>,
+    ether: Option<Ether>,
+    outer: Option<Outer>,
+    ip: Ip,
+    kind: Option<Kind>,
+}
+
+fn look(frame: &[u8], link: Link, ports: &Ports) -> Option<Found> {
     let mut dissection = Dissection::default();
     dissection.read(frame, frame.len(), link, ports);
     let fields = Fields(&dissection);
-    let mut sight = None;
+    let mut kind = None;
     let (mut ether, mut outer) = (None, None::<Outer>);
     let (mut vni, mut inner_ether) = (None, None);
     let mut headers = Vec::new();
@@ -132,19 +204,17 @@ pub fn read(frame: &[u8], link: Link, ports: &Ports) -> Option<Sight> {
                 udp = port("source port").zip(port("destination port"));
             }
             "ICMP" | "ICMPv6" => {
-                sight = Some(fields.icmp(layer)?);
+                kind = fields.icmp(layer);
                 break;
             }
             _ => {}
         }
     }
     let ip: Ip = ip?;
-    let kind = match sight {
-        Some(kind) => kind,
-        None if ip.fragment.is_some_and(|at| at > 0) => Kind::Fragment,
-        None => return None,
-    };
-    Some(Sight {
+    if kind.is_none() && ip.fragment.is_some_and(|at| at > 0) {
+        kind = Some(Kind::Fragment);
+    }
+    Some(Found {
         headers,
         ether,
         outer,
@@ -239,15 +309,23 @@ mod tests {
         packet
     }
 
-    fn vxlan(packet: &[u8]) -> Vec<u8> {
+    fn in_vxlan(packet: &[u8]) -> Vec<u8> {
         let mut payload = vec![8, 0, 0, 0, 0, 0, 1, 0];
         payload.extend([0x0a, 0x58, 10, 99, 0, 2, 0x0a, 0x58, 10, 99, 0, 1, 8, 0]);
         payload.extend(packet);
+        payload
+    }
+
+    fn vxlan(packet: &[u8]) -> Vec<u8> {
+        datagram(&in_vxlan(packet))
+    }
+
+    fn datagram(payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([1; 6], [2; 6])
             .ipv4([10, 99, 0, 1], [10, 99, 0, 2], 64)
             .udp(8472, 8472)
-            .write(&mut frame, &payload)
+            .write(&mut frame, payload)
             .unwrap();
         frame
     }
@@ -284,6 +362,41 @@ mod tests {
     }
 
     #[test]
+    fn a_train_is_the_datagrams_that_it_is_made_of() {
+        let ports = Ports::default();
+        let (one, two) = (ping(63), ping(62));
+        let mut last = Vec::new();
+        let echo = PacketBuilder::ipv4(A, B, 61).icmpv4_echo_request(1, 2);
+        echo.write(&mut last, b"t").unwrap();
+        let payload: Vec<u8> = [&one, &two, &last]
+            .into_iter()
+            .flat_map(|p| in_vxlan(p))
+            .collect();
+        let frame = datagram(&payload);
+        let whole = train(&frame, Link::Ethernet, &ports).unwrap();
+        let pieces = whole.datagrams;
+        assert_eq!(whole.length, frame.len() - 14);
+        assert_eq!(pieces[0], {
+            let mut alone = vxlan(&one);
+            // Its checksum was the train's.
+            alone[14 + 10..14 + 12].copy_from_slice(&frame[14 + 10..14 + 12]);
+            alone[14 + 26..14 + 28].copy_from_slice(&frame[14 + 26..14 + 28]);
+            alone
+        });
+        let read = |piece: &Vec<u8>| read(piece, Link::Ethernet, &ports).unwrap();
+        let seen: Vec<_> = pieces.iter().map(read).collect();
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|s| (s.ip.ttl, s.outer.as_ref().unwrap().ip.length))
+            .collect();
+        assert_eq!(seen, [(63, 84), (62, 84), (61, 79)]);
+        assert!(train(&vxlan(&one), Link::Ethernet, &ports).is_none());
+        // Padded to Ethernet's least.
+        let padded = [vxlan(&one), vec![0; 9]].concat();
+        assert!(train(&padded, Link::Ethernet, &ports).is_none());
+    }
+
+    #[test]
     fn an_error_is_not_taken_for_what_it_quotes() {
         let mut packet = Vec::new();
         let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1450 };
@@ -315,6 +428,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = read(&bytes, Link::Raw, &Ports::default());
             let _ = read(&bytes, Link::Ethernet, &Ports::default());
+            let _ = train(&bytes, Link::Ethernet, &Ports::default());
         }
 
         #[test]
@@ -323,6 +437,7 @@ mod tests {
             frame[at] = value;
             frame.truncate(cut);
             let _ = read(&frame, Link::Ethernet, &Ports::default());
+            let _ = train(&frame, Link::Ethernet, &Ports::default());
         }
     }
 }

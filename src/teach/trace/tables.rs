@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use ipnet::IpNet;
+use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
 use super::world::World;
@@ -27,18 +28,24 @@ pub(super) struct Kernel {
     pub(super) chains: Vec<Chain>,
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
     pub(super) forwards: (bool, bool),
+    /// Chains of IP see bridged frames too: `net.bridge.bridge-nf-call-iptables`, and `ip6tables`.
+    pub(super) bridge_calls: (bool, bool),
 }
 
 impl Kernel {
     async fn read(namespace: &NetNs) -> Result<Self> {
         let netlink = Netlink::open_in(namespace)?;
-        let (chains, forwards) = namespace.run(|| {
+        let (chains, forwards, bridge_calls) = namespace.run(|| {
             let on = |key| crate::kernel::sysctl::read(key).is_ok_and(|value| value != "0");
             let forwards = (
                 on("net.ipv4.ip_forward"),
                 on("net.ipv6.conf.all.forwarding"),
             );
-            (hooks::chains(), forwards)
+            let calls = (
+                on("net.bridge.bridge-nf-call-iptables"),
+                on("net.bridge.bridge-nf-call-ip6tables"),
+            );
+            (hooks::chains(), forwards, calls)
         })?;
         Ok(Self {
             links: netlink.links().await?,
@@ -48,6 +55,7 @@ impl Kernel {
             bridge: netlink.bridge_entries().await?,
             chains: chains?,
             forwards,
+            bridge_calls,
             netlink,
         })
     }
@@ -72,6 +80,11 @@ impl Kernel {
         entries.find(|entry| entry.ifindex == ifindex && entry.ip == ip)
     }
 
+    /// The device with this Ethernet address.
+    pub(super) fn with_mac(&self, mac: [u8; 6]) -> Option<&Link> {
+        self.links.iter().find(|link| link.mac == Some(mac))
+    }
+
     /// Behind which port of the bridge an Ethernet address is.
     pub(super) fn port(&self, bridge: u32, mac: [u8; 6]) -> Option<&BridgeEntry> {
         let mut entries = self.bridge.iter();
@@ -86,18 +99,45 @@ pub(super) struct Counts {
     pub(super) kernel: BTreeMap<String, u64>,
     pub(super) chains: Vec<Chain>,
     pub(super) daemon: Option<Status>,
+    /// What each device has dropped or could not send, by its name.
+    devices: HashMap<String, u64>,
+    /// What the queues and filters of each device have dropped, by its name; with the kind of the queue.
+    queues: HashMap<String, Vec<(String, u64)>>,
 }
 
 impl Counts {
     /// What it counts now. A daemon that cannot be asked is none.
-    pub(super) fn read(namespace: &NetNs, socket: Option<&Path>) -> Result<Self> {
-        let (kernel, chains) = namespace.run(|| (kernel_counters(), hooks::chains()))?;
+    pub(super) fn read(
+        namespace: &NetNs,
+        socket: Option<&Path>,
+        runtime: &Runtime,
+    ) -> Result<Self> {
+        let (kernel, chains, devices) =
+            namespace.run(|| (kernel_counters(), hooks::chains(), device_drops()))?;
         let answer = socket.and_then(|socket| client::status(socket).ok());
         Ok(Self {
             kernel,
             chains: chains?,
             daemon: answer.and_then(|answer| serde_json::from_value(answer).ok()),
+            devices,
+            queues: runtime.block_on(queue_drops(namespace))?,
         })
+    }
+
+    /// By how much a device's count of dropped packets has grown.
+    pub(super) fn device_rise(&self, before: &Self, name: &str) -> u64 {
+        let get = |counts: &Self| counts.devices.get(name).copied().unwrap_or(0);
+        get(self).saturating_sub(get(before))
+    }
+
+    /// The kind of the queue of a device whose count of drops has grown.
+    pub(super) fn queue_that_dropped(&self, before: &Self, name: &str) -> Option<&str> {
+        let none = Vec::new();
+        let then = before.queues.get(name).unwrap_or(&none);
+        let was = |kind: &str| then.iter().find(|(k, _)| k == kind).map_or(0, |(_, n)| *n);
+        let mut now = self.queues.get(name)?.iter();
+        now.find(|(kind, drops)| *drops > was(kind))
+            .map(|(kind, _)| kind.as_str())
     }
 
     /// By how much a counter of the kernel has grown.
@@ -153,6 +193,35 @@ fn kernel_counters() -> BTreeMap<String, u64> {
         }
     }
     found
+}
+
+/// Drops and errors of each device of the calling thread's namespace, in and out: columns 3, 4, 11 and 12 of
+/// `/proc/net/dev` (net/core/net-procfs.c).
+fn device_drops() -> HashMap<String, u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    let lines = text.lines().filter_map(|line| {
+        let (name, numbers) = line.split_once(':')?;
+        let numbers: Vec<u64> = numbers
+            .split_whitespace()
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        let all = [2, 3, 10, 11].map(|column| numbers.get(column).copied().unwrap_or(0));
+        Some((name.trim().to_owned(), all.iter().sum()))
+    });
+    lines.collect()
+}
+
+async fn queue_drops(namespace: &NetNs) -> Result<HashMap<String, Vec<(String, u64)>>> {
+    let netlink = Netlink::open_in(namespace)?;
+    let links = netlink.links().await?;
+    let mut found: HashMap<String, Vec<_>> = HashMap::new();
+    for queue in netlink.queues().await? {
+        if let Some(link) = links.iter().find(|link| link.index == queue.ifindex) {
+            let of_link = found.entry(link.name.clone()).or_default();
+            of_link.push((queue.kind, queue.drops));
+        }
+    }
+    Ok(found)
 }
 
 /// A route held against a destination.
@@ -223,7 +292,11 @@ impl<'a> Looker<'a> {
     /// The route that the kernel itself takes to `dst`.
     pub(super) fn route(&mut self, place: usize, dst: IpAddr) -> Result<Option<Route>> {
         let netlink = self.look(place)?.netlink.clone();
-        Ok(self.runtime.block_on(netlink.route_to(dst))?)
+        match self.runtime.block_on(netlink.route_to(dst)) {
+            // A route that forbids it, blackhole or prohibit (fib_props, net/ipv4/fib_semantics.c): that is none.
+            Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EACCES)) => Ok(None),
+            answer => Ok(answer?),
+        }
     }
 
     /// Where the other end of a veth is: place and index. `None`: not in a place that we can look into.

@@ -46,7 +46,8 @@ impl Paint {
 }
 
 fn write(trace: &Trace, paint: Paint, to: &mut String) -> std::fmt::Result {
-    let end = |end: &super::EndName| match &end.name {
+    let end = |end: &super::EndName, spoofed: bool| match &end.name {
+        Some(name) if spoofed => format!("{name} (claims to be {})", end.ip),
         Some(name) => format!("{name} ({})", end.ip),
         None if trace.lab.is_some() => format!("{} (nobody in this lab)", end.ip),
         None => format!("{} (not on this host)", end.ip),
@@ -59,8 +60,8 @@ fn write(trace: &Trace, paint: Paint, to: &mut String) -> std::fmt::Result {
     };
     let headline = format!(
         "{} → {}: one marked {version} packet of {} bytes{df}",
-        end(&trace.source),
-        end(&trace.destination),
+        end(&trace.source, trace.spoofed),
+        end(&trace.destination, false),
         trace.size
     );
     writeln!(to, "{}", paint.bold(&headline))?;
@@ -78,7 +79,7 @@ fn write(trace: &Trace, paint: Paint, to: &mut String) -> std::fmt::Result {
             let title = match row.leg {
                 Leg::Request => "The way there: the echo request",
                 Leg::Reply => "The way back: the echo reply",
-                Leg::Error => "What the sender is told: an ICMP error",
+                Leg::Error => "What comes of it: an ICMP error",
             };
             writeln!(
                 to,
@@ -164,6 +165,13 @@ fn wrap(text: &str, letters: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What became of it, in a sentence and without a style.
+pub(super) fn outcome(trace: &Trace) -> String {
+    let told = verdict(trace, Paint { colours: false });
+    let told = told.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    told.replace(" what to do: ", ". What to do: ")
 }
 
 /// The last lines: what became of it.

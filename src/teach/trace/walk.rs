@@ -4,8 +4,11 @@
 //! capture that confirms it. Where the packet was seen elsewhere instead, it goes on from there and says so; where it was
 //! seen no more, it was lost.
 
+mod cut;
 mod daemon;
+mod faults;
 mod kernel;
+mod nat;
 mod rows;
 
 use std::net::IpAddr;
@@ -62,12 +65,14 @@ enum End {
     Beyond,
 }
 
-/// The packet of a leg: the one that is walked.
+/// The packet of a leg: the one that is walked. Its addresses are those that it has now.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
     leg: Leg,
     src: IpAddr,
     dst: IpAddr,
+    /// Of an ICMP error: type and code.
+    error: Option<(u8, u8)>,
 }
 
 struct Walk<'a> {
@@ -87,8 +92,16 @@ struct Walk<'a> {
     last: Option<usize>,
     /// What it passed since.
     passed: Passed,
-    /// In how many pieces it was last seen.
+    /// In how many pieces it was last seen, or expected; 0: it was not.
     fragments: usize,
+    /// How long these were, in bytes; of an encapsulated packet, inside.
+    lengths: Vec<usize>,
+    /// While its datagram is in fragments: how many there are behind the first.
+    datagrams: usize,
+    /// Addresses that were rewritten on the request's way: where, from what, to what.
+    rewritten: Vec<(usize, IpAddr, IpAddr)>,
+    /// Its length before anyone cut it, in bytes.
+    size: Option<usize>,
     /// Some of them are lost: what is left will never be a packet again.
     crippled: bool,
     /// How a route wins has been said.
@@ -120,11 +133,16 @@ pub(super) fn walk(
             leg: Leg::Request,
             src: sent.src,
             dst: sent.dst,
+            error: None,
         },
         outer: None,
         last: None,
         passed: Passed::default(),
         fragments: 0,
+        lengths: Vec::new(),
+        datagrams: 0,
+        rewritten: Vec::new(),
+        size: Some(sent.size),
         crippled: false,
         taught_routes: false,
         loss: None,
@@ -172,7 +190,10 @@ impl Walk<'_> {
             leg: Leg::Reply,
             src,
             dst,
+            error: None,
         });
+        // What answers a ping is as long as the ping.
+        self.size = Some(sent.size);
         let state = match (self.entrance()?, delivered) {
             (Some(state), _) => state,
             (None, Some(place)) => State::Emit { place },
@@ -192,11 +213,16 @@ impl Walk<'_> {
     /// The ICMP errors that were seen, each from where it was first seen.
     fn errors(&mut self) -> Result<()> {
         while let Some(index) = self.next_error() {
-            let ip = &self.caught[index].sight.ip;
+            let sight = &self.caught[index].sight;
+            let error = match sight.kind {
+                Kind::Error(kind, code, _) => Some((kind, code)),
+                _ => None,
+            };
             self.begin(Packet {
                 leg: Leg::Error,
-                src: ip.src,
-                dst: ip.dst,
+                src: sight.ip.src,
+                dst: sight.ip.dst,
+                error,
             });
             let Some(state) = self.entrance()? else {
                 return Ok(());
@@ -219,6 +245,9 @@ impl Walk<'_> {
     fn begin(&mut self, packet: Packet) {
         self.packet = packet;
         self.fragments = 0;
+        self.lengths.clear();
+        self.datagrams = 0;
+        self.size = None;
         self.crippled = false;
         self.outer = None;
         self.last = None;
@@ -324,7 +353,6 @@ impl Walk<'_> {
             place,
             name: self.world.name(place),
             leg: self.packet.leg,
-            v6: self.current().1.is_ipv6(),
             passed: &self.passed,
             before: &self.before[place],
             after: &self.after[place],
@@ -333,7 +361,10 @@ impl Walk<'_> {
     }
 
     /// It ends here, for this reason.
-    fn lost(&mut self, place: usize, loss: Loss) -> State {
+    fn lost(&mut self, place: usize, mut loss: Loss) -> State {
+        if let Some(unbuilt) = self.world.unbuilt.as_ref().filter(|_| is_unbuilt(&loss)) {
+            loss.advice = unbuilt.to_string();
+        }
         let source = match (loss.evidence, loss.by) {
             (Evidence::Observed, _) if loss.meaning.contains("ICMP error") => Source::Capture,
             (Evidence::Observed, _) => Source::Counter,
@@ -363,6 +394,19 @@ impl Walk<'_> {
         let status = self.after[place].daemon.as_ref();
         status.is_some_and(|status| status.device.index == ifindex)
     }
+}
+
+/// The loss is of a kind that a lab's missing stages explain.
+fn is_unbuilt(loss: &Loss) -> bool {
+    const KINDS: [&str; 6] = [
+        "no-route",
+        "no-neighbour",
+        "no-bridge",
+        "link-down",
+        "not-forwarding",
+        "no-daemon",
+    ];
+    KINDS.contains(&loss.reason.as_str())
 }
 
 fn is_error(kind: Kind) -> bool {

@@ -4,6 +4,7 @@
 //! A filter in the kernel lets through ICMP, datagrams to the overlay's port, and fragments; from these the marked packet
 //! is picked out by the token in its payload. ICMP errors quote the packet they are about, and the token with it.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
@@ -49,10 +50,25 @@ pub struct Caught {
     pub frame: Vec<u8>,
     /// What they begin with.
     pub link: Link,
-    /// What they say.
+    /// What they say; of a datagram in a train, as if it were alone.
     pub sight: Sight,
+    /// Of which packet it is: the sight's kind, but that of its first fragment for the later ones.
+    pub kind: Kind,
+    /// It came in a train with others, as one frame.
+    pub train: Option<Train>,
     /// It carries the token; fragments but the first may not.
     marked: bool,
+}
+
+/// Datagrams that crossed a cable as one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Train {
+    /// How many they are.
+    pub datagrams: usize,
+    /// The length that its IP header tells, in bytes.
+    pub length: usize,
+    /// By which number frames of this trace that hold trains are told apart.
+    pub number: usize,
 }
 
 /// Captures that run.
@@ -61,6 +77,7 @@ pub struct Watch {
     token: Vec<u8>,
     ports: Ports,
     caught: Vec<Caught>,
+    trains: usize,
 }
 
 impl Watch {
@@ -78,6 +95,7 @@ impl Watch {
             token: token.to_vec(),
             ports,
             caught: Vec::new(),
+            trains: 0,
         })
     }
 
@@ -129,15 +147,30 @@ impl Watch {
         for place in 0..self.sockets.len() {
             self.drain(place)?;
         }
-        let ours: Vec<_> = self
-            .caught
-            .iter()
-            .filter(|caught| caught.marked)
-            .map(|caught| (caught.sight.ip.src, caught.sight.ip.dst, caught.sight.ip.id))
-            .collect();
-        self.caught.retain(|caught| {
+        let whose = |caught: &Caught| {
             let ip = &caught.sight.ip;
-            caught.marked || (ip.fragment.is_some() && ours.contains(&(ip.src, ip.dst, ip.id)))
+            (ip.src, ip.dst, ip.id)
+        };
+        let ours = self.caught.iter().filter(|caught| caught.marked);
+        let mut ours: HashMap<_, _> = ours
+            .filter(|caught| caught.kind != Kind::Fragment)
+            .map(|caught| (whose(caught), caught.kind))
+            .collect();
+        // Where a datagram is in fragments, all but the first have lost what is inside.
+        for caught in self.caught.iter().filter(|caught| caught.marked) {
+            if let Some(outer) = &caught.sight.outer {
+                if outer.ip.fragment.is_some() {
+                    ours.insert((outer.ip.src, outer.ip.dst, outer.ip.id), caught.kind);
+                }
+            }
+        }
+        for caught in &mut self.caught {
+            if caught.kind == Kind::Fragment {
+                caught.kind = *ours.get(&whose(caught)).unwrap_or(&Kind::Fragment);
+            }
+        }
+        self.caught.retain(|caught| {
+            caught.marked || ours.contains_key(&whose(caught)) && caught.sight.ip.fragment.is_some()
         });
         self.caught.sort_by_key(|caught| caught.at);
         Ok(self.caught)
@@ -175,10 +208,34 @@ impl Watch {
         } else {
             Link::Ethernet
         };
-        let marked = frame
+        let Some(whole) = sight::train(frame, link, &self.ports) else {
+            return self.keep(place, &from, at, (frame, frame), link, None);
+        };
+        self.trains += 1;
+        let train = Train {
+            datagrams: whole.datagrams.len(),
+            length: whole.length,
+            number: self.trains,
+        };
+        for piece in &whole.datagrams {
+            self.keep(place, &from, at, (frame, piece), link, Some(train));
+        }
+    }
+
+    /// Keeps what may be ours: a whole frame, and what of it is to be read.
+    fn keep(
+        &mut self,
+        place: usize,
+        from: &LinkAddr,
+        at: Duration,
+        (frame, piece): (&[u8], &[u8]),
+        link: Link,
+        train: Option<Train>,
+    ) {
+        let marked = piece
             .windows(self.token.len())
             .any(|bytes| bytes == self.token);
-        let Some(sight) = sight::read(frame, link, &self.ports) else {
+        let Some(sight) = sight::read(piece, link, &self.ports) else {
             return;
         };
         let may_be_ours = marked || sight.kind == Kind::Fragment;
@@ -193,7 +250,9 @@ impl Watch {
                 at,
                 frame: frame.to_vec(),
                 link,
+                kind: sight.kind,
                 sight,
+                train,
                 marked,
             });
         }

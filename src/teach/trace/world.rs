@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::kernel::{NetNs, Netlink};
-use crate::lab::topology::{Lab, Node, Pod};
+use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, Stage};
 
 /// What a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,36 @@ pub struct World {
     pub source: End,
     /// Where it is to go.
     pub destination: End,
+    /// What a lab that is still being built gets next.
+    pub unbuilt: Option<Unbuilt>,
+}
+
+/// What a lab is not built to yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unbuilt {
+    /// To which stage it is built.
+    pub stage: Stage,
+    /// What comes next.
+    pub next: Stage,
+    /// The command that builds it.
+    pub command: String,
+}
+
+impl std::fmt::Display for Unbuilt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let brings = match self.next {
+            Stage::Isolated => "nodes and pods",
+            Stage::Veth => "a cable and an address for each pod",
+            Stage::Bridge => "a bridge on each node, the pods' cables plugged into it",
+            Stage::Routed => "default routes in the pods, nodes that forward",
+            Stage::Overlay => "overlayd on every node, and the way to the other nodes' pods",
+        };
+        write!(
+            f,
+            "the lab is built to stage {} only; stage {} brings {brings}: `{}`",
+            self.stage, self.next, self.command
+        )
+    }
 }
 
 /// What the two ends are called.
@@ -121,8 +151,19 @@ impl World {
         };
         let destination = find(names.destination)?;
         let spoofed = names.spoof.map(|ip| find(&ip.to_string())).transpose()?;
+        let (name, stage) = (&lab.spec().name, lab.spec().stage);
+        let named = match name.as_str() {
+            DEFAULT_NAME => String::new(),
+            name => format!(" --name {name}"),
+        };
+        let unbuilt = stage.next().map(|next| Unbuilt {
+            stage,
+            next,
+            command: format!("overlayd lab next{named} --explain"),
+        });
         let world = Self {
-            lab: Some(lab.spec().name.clone()),
+            lab: Some(name.clone()),
+            unbuilt,
             source: End {
                 place: Some(start),
                 // A program on a node that names no source gets the one that the kernel takes.
@@ -137,8 +178,13 @@ impl World {
         Ok(world.without_strangers(spoofed.and_then(|end| end.place)))
     }
 
-    /// Pods that have no part in it are left out: a lab may have tens of thousands.
+    /// Pods that have no part in it are left out: a lab may have tens of thousands. Where the destination is nobody's, a
+    /// rule may send the packet on to anybody: then a few are kept.
     fn without_strangers(mut self, spoofed: Option<usize>) -> Self {
+        const FEW: usize = 40;
+        if self.destination.place.is_none() && self.places.len() <= FEW {
+            return self;
+        }
         let ends = [self.source.place, self.destination.place, spoofed];
         let mut kept = Vec::new();
         for (index, place) in self.places.iter().enumerate() {
@@ -194,6 +240,7 @@ impl World {
         let destination = holder(to)?;
         Ok(Self {
             lab: None,
+            unbuilt: None,
             source: End {
                 place: Some(start),
                 ip: Some(from),
@@ -206,6 +253,25 @@ impl World {
         })
     }
 
+    /// Why a packet could not even be prepared, where it is that its sender does not have the address.
+    pub(super) fn without_address(
+        &self,
+        place: usize,
+        ip: Option<IpAddr>,
+        error: anyhow::Error,
+    ) -> anyhow::Error {
+        let errno = error.downcast_ref::<std::io::Error>();
+        let errno = errno.and_then(std::io::Error::raw_os_error);
+        let (Some(libc::EADDRNOTAVAIL), Some(ip)) = (errno, ip) else {
+            return error;
+        };
+        let why = match &self.unbuilt {
+            Some(unbuilt) => unbuilt.to_string(),
+            None => "`ip address`, there, shows what it has".to_owned(),
+        };
+        anyhow::anyhow!("{} does not have the address {ip}: {why}", self.name(place))
+    }
+
     /// The name of a place.
     pub fn name(&self, place: usize) -> &str {
         &self.places[place].name
@@ -213,6 +279,11 @@ impl World {
 }
 
 fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
+    if let Some(pod) = dead(lab, text) {
+        bail!(
+            "{pod} is dead: all its processes have ended, and its network namespace with them, so nothing starts or ends there; other pods can still be traced"
+        );
+    }
     let at = |role: Role| places.iter().position(|place| place.role == role);
     if let Ok(ip) = text.parse::<IpAddr>() {
         let holder = lab.nodes().iter().find_map(|node| {
@@ -248,6 +319,24 @@ fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
         });
     }
     bail!("the underlay is a cable: a packet starts and ends at a node or a pod");
+}
+
+/// The pod of this name or address, if all its processes have ended.
+fn dead(lab: &Lab, text: &str) -> Option<String> {
+    let ip: Option<IpAddr> = text.parse().ok();
+    let nodes = lab.nodes().iter();
+    let alive: Vec<&str> = nodes
+        .flat_map(|node| node.pods().iter().map(|pod| pod.place.as_str()))
+        .collect();
+    let plans = lab.spec().node_plans().into_iter();
+    let mut gone = plans
+        .flat_map(|node| node.pods)
+        .filter(|pod| !alive.contains(&pod.place.as_str()));
+    let meant = gone.find(|pod| {
+        let v6 = pod.ipv6.map(IpAddr::from);
+        pod.place == text || ip.is_some() && (ip == Some(pod.ip.into()) || ip == v6)
+    });
+    meant.map(|pod| pod.place)
 }
 
 fn pod_ips(pod: &Pod) -> Vec<IpAddr> {

@@ -8,8 +8,10 @@ use super::super::explain;
 use super::super::fate;
 use super::super::sight::Sight;
 use super::super::{Source, Step};
+use super::cut::{inner_lengths, sum};
 use super::{State, Walk};
 use crate::datapath::DropReason;
+use crate::kernel::hooks::Hook;
 use crate::observe::status::{Holder, Peer, Status};
 
 impl Walk<'_> {
@@ -57,7 +59,8 @@ impl Walk<'_> {
         let length = self
             .last
             .map_or(0, |last| self.caught[last].sight.ip.length);
-        let seen_again = self.seen_encapsulated(place);
+        let sent = self.encapsulated(place);
+        let seen_again = !sent.is_empty();
         if !seen_again && length > usize::from(mtu) && dropped.is_some() {
             return Ok(self.lose(place));
         }
@@ -73,18 +76,37 @@ impl Walk<'_> {
             _ => format!("{version} {ip} + UDP 8 + VXLAN 8 + Ethernet 14"),
         };
         let overhead = ip + 8 + header;
+        self.note_daemon_cut(place, mtu, &sent);
+        // Each packet that came out of the TUN device goes into a datagram of its own.
+        let lengths = match self.lengths.len() {
+            0 => vec![length],
+            _ => self.lengths.clone(),
+        };
+        let sums: Vec<_> = lengths
+            .iter()
+            .map(|length| format!("{length} + {overhead} = {}", length + overhead))
+            .collect();
+        let (each, what, datagrams) = match lengths.len() {
+            1 => ("", "it".to_owned(), "a UDP datagram".to_owned()),
+            n => (
+                " of each",
+                format!("each of the {n} fragments"),
+                format!("{n} UDP datagrams"),
+            ),
+        };
         let mut details = vec![format!(
-            "{parts} = {overhead} bytes in front: {length} + {overhead} = {} bytes",
-            length + overhead
+            "{parts} = {overhead} bytes in front{each}: {} bytes",
+            sums.join(", ")
         )];
         details.push("overlayd is a link, not a hop: the inner TTL stays as it is".to_owned());
         let text = format!(
-            "{}: a UDP datagram to {}, port {}",
-            encapsulates(&status),
+            "{}: {datagrams} to {}, port {}",
+            encapsulates(&status, &what),
             to.ip(),
             to.port()
         );
-        let (source, text) = match self.sent_to(place, to.ip()) {
+        let counted = self.sent_to(place, to.ip());
+        let (source, text) = match counted {
             0 => (Source::Daemon, text),
             n => {
                 details.push(format!(
@@ -97,23 +119,57 @@ impl Walk<'_> {
         };
         self.derive(place, None, Step::Encapsulation, source, text, details);
         self.outer = own.map(|own| (own, to.ip()));
-        if !seen_again {
+        // What was sent and not seen leaving was lost in the kernel on the way to the device.
+        if !seen_again && (counted == 0 || self.outer.is_none()) {
             self.outer = None;
             return self.missed(place, "the underlay");
         }
         Ok(State::Emit { place })
     }
 
-    /// The encapsulated packet was seen leaving `place`.
-    fn seen_encapsulated(&self, place: usize) -> bool {
-        let mut all = self.caught.iter().zip(&self.used);
-        all.any(|(caught, used)| {
-            !used
-                && caught.place == place
-                && caught.out
-                && caught.sight.outer.is_some()
-                && caught.sight.ip.dst == self.packet.dst
-        })
+    /// Where the encapsulated packet was seen leaving `place`, at the first device.
+    fn encapsulated(&self, place: usize) -> Vec<usize> {
+        let mut all = self.unused();
+        all.retain(|i| {
+            let caught = &self.caught[*i];
+            caught.place == place && caught.out && caught.sight.outer.is_some()
+        });
+        if let Some(first) = all.first().map(|i| self.caught[*i].ifindex) {
+            all.retain(|i| self.caught[*i].ifindex == first);
+        }
+        all
+    }
+
+    /// The daemon has cut the packet: more of it came out than went in.
+    fn note_daemon_cut(&mut self, place: usize, mtu: u16, sent: &[usize]) {
+        if sent.len() <= self.lengths.len().max(1) {
+            return;
+        }
+        let made = |counts: &super::Counts| {
+            let status = counts.daemon.as_ref();
+            status.map_or(0, |status| status.outbound.fragments)
+        };
+        let rise = made(&self.after[place]).saturating_sub(made(&self.before[place]));
+        let source = if rise > 0 {
+            Source::Counter
+        } else {
+            Source::Daemon
+        };
+        let (was, cut) = (sum(&self.lengths), inner_lengths(&self.caught, sent));
+        let text = format!(
+            "{was} bytes are more than the {mtu} that fit there, and the packet may be cut (DF is not set): overlayd itself makes {} of it, {} bytes; only the destination puts them together",
+            explain::count(cut.len(), "fragment"),
+            sum(&cut)
+        );
+        let mut details = self.cuts(sent);
+        details.push("it cuts the inner packet and never the outer: a tunnel endpoint must not (RFC 7348 section 4.3)".to_owned());
+        if rise > 0 {
+            details.push(format!("counter: {rise} fragments made meanwhile"));
+        }
+        self.derive(place, None, Step::Fragments, source, text, details);
+        self.at_daemon(place);
+        self.fragments = sent.len();
+        self.lengths = cut;
     }
 
     /// By how much the count of packets sent to the peer with this public IP rose.
@@ -152,16 +208,21 @@ impl Walk<'_> {
         } else {
             Source::Daemon
         };
-        let text = if passed {
-            "overlayd receives the datagram, checks it, takes the outer headers off and writes the packet into its TUN device"
-        } else {
-            "overlayd receives the datagram and checks it: a check fails"
+        let text = match (passed, self.fragments) {
+            (true, 0 | 1) => {
+                "overlayd receives the datagram, checks it, takes the outer headers off and writes the packet into its TUN device"
+            }
+            (true, _) => {
+                "overlayd receives the datagrams, checks each, takes the outer headers off and writes the fragments into its TUN device, as they are: it puts nothing together"
+            }
+            (false, _) => "overlayd receives the datagram and checks it: a check fails",
         };
         self.derive(place, None, Step::Receive, source, text, details);
         self.outer = None;
         if !self.expect(place, device.0, false)? {
             return Ok(self.lose(place));
         }
+        self.at_device(place, device.0, Hook::Ingress)?;
         Ok(State::Receive { place })
     }
 
@@ -233,14 +294,19 @@ impl Walk<'_> {
     /// The daemon should do something here, and does not answer.
     fn silent(&mut self, place: usize) -> State {
         let name = self.world.name(place).to_owned();
-        let loss = fate::silent_daemon(&name, self.packet.leg);
-        self.unreachable.push(name);
+        let rose = |name| self.after[place].kernel_rise(&self.before[place], name) > 0;
+        let no_port = self.outer.is_some() && (rose("Udp.NoPorts") || rose("Udp6NoPorts"));
+        let loss = fate::silent_daemon(&name, self.packet.leg, no_port);
+        self.note_silent(place);
         self.lost(place, loss)
     }
 
     /// A node whose daemon does not answer is worth a word even where the packet never came to it.
     pub(super) fn note_silent(&mut self, place: usize) {
         let name = self.world.name(place);
+        if self.world.unbuilt.is_some() {
+            return;
+        }
         let known = self.unreachable.iter().any(|known| known == name);
         if self.is_node(place) && self.after[place].daemon.is_none() && !known {
             self.unreachable.push(name.to_owned());
@@ -248,10 +314,10 @@ impl Walk<'_> {
     }
 }
 
-fn encapsulates(status: &Status) -> String {
+fn encapsulates(status: &Status, what: &str) -> String {
     match status.backend.vni {
-        Some(vni) => format!("encapsulates it in VXLAN {vni}"),
-        None => "encapsulates it, with no header of its own".to_owned(),
+        Some(vni) => format!("encapsulates {what} in VXLAN {vni}"),
+        None => format!("encapsulates {what}, with no header of its own"),
     }
 }
 

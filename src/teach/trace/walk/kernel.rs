@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::super::explain;
-use super::super::fate;
+use super::super::fate::{self, Layer, Passage};
 use super::super::tables::candidates;
 use super::super::world::Role;
 use super::super::{Leg, Source, Step};
-use super::{End, State, Walk};
-use crate::kernel::hooks::Hook;
+use super::{End, Kind, State, Walk};
+use crate::kernel::hooks::{Hook, Rewrite};
 
 /// Said once.
 const TEACH_ROUTES: &str = "a route matches if the destination AND the route's mask give the route's network; of those that match, the longest mask wins";
@@ -21,13 +21,27 @@ impl Walk<'_> {
     pub(super) fn emit(&mut self, place: usize, refused: Option<&io::Error>) -> Result<State> {
         if let Some(error) = refused {
             let (mtu, local) = self.first_mtu(place)?;
-            let loss = fate::refused(self.world.name(place), self.packet.leg, error, mtu, &local);
+            let no_route = matches!(
+                error.raw_os_error(),
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH)
+            );
+            let cause = match no_route {
+                true => Some(self.no_route(place)?),
+                false => None,
+            };
+            let name = self.world.name(place);
+            let loss = fate::refused(name, self.packet.leg, error, mtu, &local, cause);
             return Ok(self.lost(place, loss));
         }
-        let Some((oif, next)) = self.routed(place, "looks up the route")? else {
+        let Some((mut oif, mut next)) = self.routed(place, "looks up the route")? else {
             return Ok(self.lose(place));
         };
         self.hooks(place, &[Hook::Output, Hook::Postrouting])?;
+        if self.rewrite(place, Rewrite::Destination, Hook::Output) {
+            let again = self.routed(place, "looks up the route again")?;
+            (oif, next) = again.unwrap_or((oif, next));
+        }
+        self.rewrite(place, Rewrite::Source, Hook::Postrouting);
         Ok(State::Transmit { place, oif, next })
     }
 
@@ -74,6 +88,8 @@ impl Walk<'_> {
         let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
             let text = format!("{what} to {dst}: there is none");
             self.derive(place, None, Step::Route, Source::Kernel, text, details);
+            let cause = self.no_route(place)?;
+            self.blame(place, Some(cause));
             return Ok(None);
         };
         let link = kernel.link(oif);
@@ -110,21 +126,50 @@ impl Walk<'_> {
         (ip.ttl, ip.length)
     }
 
-    /// The chains at these hooks.
+    /// The chains of IP at these hooks.
     fn hooks(&mut self, place: usize, hooks: &[Hook]) -> Result<()> {
-        self.passed
-            .hooks
-            .extend(hooks.iter().map(|hook| (place, *hook)));
         let v6 = self.current().1.is_ipv6();
+        self.pass(place, &Layer::Ip { v6 }, hooks)
+    }
+
+    /// The chains at a device: before anything else on the way in, after everything else on the way out.
+    pub(super) fn at_device(&mut self, place: usize, ifindex: u32, hook: Hook) -> Result<()> {
+        let name = self.looker.look(place)?.name(ifindex);
+        self.pass(place, &Layer::Device(name), &[hook])
+    }
+
+    /// The chains at these hooks. That there are none is worth a word only for IP.
+    fn pass(&mut self, place: usize, layer: &Layer, hooks: &[Hook]) -> Result<()> {
+        let passages: Vec<_> = hooks
+            .iter()
+            .map(|hook| Passage {
+                place,
+                hook: *hook,
+                layer: layer.clone(),
+            })
+            .collect();
         let (before, after) = (&self.before[place], &self.after[place]);
         let kernel = self.looker.look(place)?;
         let rose = |chain: &_, handle| after.rule_rise(before, chain, handle);
-        let (lines, counted) = explain::chains(&kernel.chains, hooks, v6, rose);
+        let (lines, counted) = explain::chains(&kernel.chains, &passages, rose);
+        self.passed.hooks.extend(passages);
         let names: Vec<_> = hooks.iter().map(|hook| hook.name()).collect();
         let names = names.join(", ");
-        let text = match lines.len() {
-            0 => format!("netfilter at {names}: no chain stands there, so nothing is filtered"),
-            _ => format!("netfilter at {names}: chains look at it"),
+        let text = match (layer, lines.len()) {
+            (Layer::Ip { .. }, 0) => {
+                format!("netfilter at {names}: no chain stands there, so nothing is filtered")
+            }
+            (_, 0) => return Ok(()),
+            (Layer::Ip { .. }, _) => format!("netfilter at {names}: chains look at it"),
+            (Layer::Bridge, _) => {
+                format!("netfilter of the bridge at {names}: chains look at the frame")
+            }
+            (Layer::BridgedIp { .. }, _) => format!(
+                "netfilter at {names}: chains of IP look at the bridged frame too (net.bridge.bridge-nf-call-iptables)"
+            ),
+            (Layer::Device(name), _) => {
+                format!("netfilter at {names} of {name}: chains look at the frame")
+            }
         };
         let source = if counted {
             Source::Counter
@@ -132,6 +177,12 @@ impl Walk<'_> {
             Source::Kernel
         };
         self.derive(place, None, Step::Netfilter, source, text, lines);
+        if !matches!(layer, Layer::Ip { .. }) {
+            // Bridges and devices have places of their own in a drawing: the way does not go up to IP.
+            if let Some(row) = self.rows.last_mut() {
+                row.point = None;
+            }
+        }
         Ok(())
     }
 
@@ -157,6 +208,16 @@ impl Walk<'_> {
             };
             let unknown = entry.as_ref().is_none_or(|entry| entry.mac.is_none());
             self.passed.neighbour = unknown.then_some((place, next));
+            if unknown {
+                let is_bridge = link
+                    .as_ref()
+                    .is_some_and(|l| l.kind.as_deref() == Some("bridge"));
+                let cause = match is_bridge {
+                    true => self.unreached(place, oif, None, next)?,
+                    false => self.broken(place, oif)?,
+                };
+                self.blame(place, cause);
+            }
             // What was lost earlier never asked.
             if unknown || self.is_seen(place, oif, true) {
                 self.derive(
@@ -169,7 +230,10 @@ impl Walk<'_> {
                 );
             }
         }
+        self.at_device(place, oif, Hook::Egress)?;
         if !self.expect(place, oif, true)? {
+            let cause = self.broken(place, oif)?;
+            self.blame(place, cause);
             return self.missed(place, &format!("{name} of {}", self.world.name(place)));
         }
         if is_lo {
@@ -194,12 +258,14 @@ impl Walk<'_> {
             return self.missed(place, "a device that is gone");
         };
         match link.kind.as_deref() {
-            Some("bridge") => self.bridged(place, link.index),
+            Some("bridge") => self.bridged(place, link.index, true),
             Some("veth") => {
                 let Some((other, peer)) = self.looker.other_end(place, ifindex)? else {
                     return self.beyond(place, &link.name, "the other end of this cable is in a namespace that this trace does not look into");
                 };
                 if !self.expect(other, peer, false)? {
+                    let cause = self.broken(place, ifindex)?;
+                    self.blame(place, cause);
                     let name = self.looker.look(other)?.name(peer);
                     return self.missed(place, &format!("{name} of {}", self.world.name(other)));
                 }
@@ -240,8 +306,9 @@ impl Walk<'_> {
         Ok(State::End(End::Beyond))
     }
 
-    /// A bridge looks up the destination's Ethernet address, as it stands in the last capture.
-    fn bridged(&mut self, place: usize, bridge: u32) -> Result<State> {
+    /// A bridge looks up the destination's Ethernet address, as it stands in the last capture. `own`: the frame comes from
+    /// the host that the bridge is in.
+    fn bridged(&mut self, place: usize, bridge: u32, own: bool) -> Result<State> {
         let mac = self
             .last
             .and_then(|last| self.caught[last].sight.ether)
@@ -252,37 +319,108 @@ impl Walk<'_> {
         let kernel = self.looker.look(place)?;
         let name = kernel.name(bridge);
         let written = explain::mac(mac);
-        let Some(entry) = kernel.port(bridge, mac).cloned() else {
-            let text = format!(
-                "bridge {name}: {written} is not in its table, so the frame goes to all ports"
-            );
-            self.derive(
-                place,
-                Some(&name),
-                Step::Bridge,
-                Source::Kernel,
-                text,
-                Vec::new(),
-            );
-            return self.missed(place, &format!("every port of {name}"));
+        let calls = kernel.bridge_calls;
+        let entry = kernel.port(bridge, mac).cloned();
+        let text = match &entry {
+            Some(entry) => format!(
+                "bridge {name}: its table says that {written} is behind port {}",
+                kernel.name(entry.port)
+            ),
+            None => format!(
+                "bridge {name}: {written} is not in its table, so the frame goes to all ports but its own"
+            ),
         };
-        let port = kernel.name(entry.port);
-        let text = format!("bridge {name}: its table says that {written} is behind port {port}");
+        let bridge_name = Some(name.as_str());
         self.derive(
             place,
-            Some(&name),
+            bridge_name,
             Step::Bridge,
             Source::Kernel,
             text,
             Vec::new(),
         );
-        if !self.expect(place, entry.port, true)? {
+        let first = if own { Hook::Output } else { Hook::Forward };
+        self.pass(place, &Layer::Bridge, &[first, Hook::Postrouting])?;
+        let v6 = self.current().1.is_ipv6();
+        if !own && (calls.0 && !v6 || calls.1 && v6) {
+            let hooks = [Hook::Prerouting, Hook::Forward, Hook::Postrouting];
+            self.pass(place, &Layer::BridgedIp { v6 }, &hooks)?;
+        }
+        let port = match entry {
+            Some(entry) => entry.port,
+            None => match self.flooded(place, bridge, mac)? {
+                Some(port) => port,
+                None => return self.missed(place, &format!("every port of {name}")),
+            },
+        };
+        self.at_device(place, port, Hook::Egress)?;
+        if !self.expect(place, port, true)? {
+            let cause = if self.fits_port(place, port)? {
+                let dst = self.current().1;
+                match self.broken(place, port)? {
+                    None => self.unreached(place, bridge, Some(mac), dst)?,
+                    cause => cause,
+                }
+            } else {
+                Some(self.too_long_for_port(place, bridge, port)?)
+            };
+            self.blame(place, cause);
+            let port = self.looker.look(place)?.name(port);
             return self.missed(place, &format!("{port} of {}", self.world.name(place)));
         }
         Ok(State::Left {
             place,
-            ifindex: entry.port,
+            ifindex: port,
         })
+    }
+
+    /// A frame that goes to all ports: the copies that are for nobody, and the port of the one that it is for. `None`: there
+    /// is no such port.
+    fn flooded(&mut self, place: usize, bridge: u32, mac: [u8; 6]) -> Result<Option<u32>> {
+        let dst = self.current().1;
+        let right = self
+            .port_towards(place, Some(mac), dst)?
+            .map(|(port, _)| port);
+        let ports: Vec<u32> = self
+            .looker
+            .look(place)?
+            .links
+            .iter()
+            .filter(|link| link.master == Some(bridge) && Some(link.index) != right)
+            .map(|link| link.index)
+            .collect();
+        let (last, passed) = (self.last, self.passed.clone());
+        for port in ports {
+            if !self.expect(place, port, true)? {
+                continue;
+            }
+            self.say_copy("a copy that is for nobody there");
+            if let Some((other, peer)) = self.looker.other_end(place, port)? {
+                if self.expect(other, peer, false)? {
+                    self.say_copy("whose address it does not bear: dropped");
+                }
+            }
+        }
+        (self.last, self.passed) = (last, passed);
+        let Some(right) = right else { return Ok(None) };
+        let plugged = self
+            .looker
+            .look(place)?
+            .link(right)
+            .and_then(|link| link.master);
+        if plugged == Some(bridge) {
+            return Ok(Some(right));
+        }
+        let cause = self.unreached(place, bridge, Some(mac), dst)?;
+        self.blame(place, cause);
+        Ok(None)
+    }
+
+    /// The last row is about a copy.
+    fn say_copy(&mut self, what: &str) {
+        if let Some(row) = self.rows.last_mut() {
+            row.text = format!("{}: {what}", row.text);
+        }
     }
 
     /// It arrived by a device: a port of a bridge, or one of the host's own?
@@ -291,6 +429,7 @@ impl Walk<'_> {
             .last
             .and_then(|last| self.caught[last].sight.ether)
             .map(|ether| ether.dst.0);
+        self.at_device(place, ifindex, Hook::Ingress)?;
         let kernel = self.looker.look(place)?;
         let bridge = kernel
             .link(ifindex)
@@ -298,14 +437,23 @@ impl Walk<'_> {
             .filter(|master| master.kind.as_deref() == Some("bridge"))
             .cloned();
         let (Some(bridge), Some(mac)) = (bridge, mac) else {
+            if let Some(mac) = mac {
+                let cause = self.not_its_own(place, ifindex, mac)?;
+                if cause.is_some() && self.earliest().is_none() {
+                    self.blame(place, cause);
+                    return Ok(self.lose(place));
+                }
+            }
             return Ok(State::Receive { place });
         };
+        self.pass(place, &Layer::Bridge, &[Hook::Prerouting])?;
+        let kernel = self.looker.look(place)?;
         let own = bridge.mac == Some(mac)
             || kernel
                 .port(bridge.index, mac)
                 .is_some_and(|entry| entry.local);
         if !own {
-            return self.bridged(place, bridge.index);
+            return self.bridged(place, bridge.index, false);
         }
         let name = &bridge.name;
         let text = format!(
@@ -320,16 +468,27 @@ impl Walk<'_> {
             text,
             Vec::new(),
         );
+        self.pass(place, &Layer::Bridge, &[Hook::Input])?;
         if !self.expect(place, bridge.index, false)? {
+            if !bridge.up {
+                let cause = self.broken(place, bridge.index)?;
+                self.blame(place, cause);
+            }
             return self.missed(place, &format!("{name} of {}", self.world.name(place)));
         }
+        self.at_device(place, bridge.index, Hook::Ingress)?;
         Ok(State::Receive { place })
     }
 
     /// IP has it: for this host, or to be forwarded?
     pub(super) fn receive(&mut self, place: usize) -> Result<State> {
         self.hooks(place, &[Hook::Prerouting])?;
+        self.rewrite(place, Rewrite::Destination, Hook::Prerouting);
         let (_, dst) = self.current();
+        if self.looker.look(place)?.owner(dst).is_none() && self.redirected(place) {
+            self.hooks(place, &[Hook::Input])?;
+            return self.delivered(place);
+        }
         let kernel = self.looker.look(place)?;
         let owner = kernel.owner(dst).map(|link| link.name.clone());
         let forwards = if dst.is_ipv4() {
@@ -340,6 +499,11 @@ impl Walk<'_> {
         if let Some(owner) = owner {
             let text = format!("{dst} is an address of {owner} here: the packet is for this place");
             self.derive(place, None, Step::Route, Source::Kernel, text, Vec::new());
+            if self.outer.is_none() {
+                self.note_reassembly(place);
+            } else {
+                self.note_whole_datagram(place);
+            }
             self.hooks(place, &[Hook::Input])?;
             if self.outer.is_some() && self.world.places[place].socket.is_some() {
                 return Ok(State::DaemonIn { place });
@@ -367,6 +531,7 @@ impl Walk<'_> {
             return Ok(self.lose(place));
         }
         self.hooks(place, &[Hook::Forward, Hook::Postrouting])?;
+        self.rewrite(place, Rewrite::Source, Hook::Postrouting);
         Ok(State::Transmit { place, oif, next })
     }
 
@@ -391,13 +556,8 @@ impl Walk<'_> {
             Leg::Reply | Leg::Error => true,
         };
         if !came_of_it
-            && fate::dropped_by_chains(
-                &self.passed,
-                &self.before[place],
-                &self.after[place],
-                self.current().1.is_ipv6(),
-            )
-            .is_some()
+            && fate::dropped_by_chains(place, &self.passed, &self.before[place], &self.after[place])
+                .is_some()
         {
             return Ok(self.lose(place));
         }
@@ -413,9 +573,19 @@ impl Walk<'_> {
             ),
             (Leg::Error, _) => (Source::Kernel, "delivered: the sender learns of it"),
         };
+        let to_sender = self.world.source.place == Some(place);
+        let told = format!(
+            "delivered to {}, whose overlayd sent the datagram: but {} hears nothing of it, and waits in vain",
+            self.world.name(place),
+            self.world.name(self.world.source.place.unwrap_or(place))
+        );
         let text = match self.world.source.place {
             Some(start) if self.packet.leg == Leg::Reply && start != place => {
                 "delivered, to one who never asked: the source address of the request was a lie"
+            }
+            Some(_) if self.packet.leg == Leg::Error && !to_sender && self.is_node(place) => &told,
+            Some(_) if self.packet.leg == Leg::Error && !to_sender => {
+                "delivered, to one who sent nothing"
             }
             _ => text,
         };
@@ -424,13 +594,17 @@ impl Walk<'_> {
     }
 
     /// The echo reply was seen leaving `place`.
-    fn answered_from(&self, place: usize) -> bool {
+    pub(super) fn answered_from(&self, place: usize) -> bool {
         self.caught.iter().any(|caught| {
             let ip = &caught.sight.ip;
             caught.place == place
                 && caught.out
-                && (ip.src, ip.dst) == (self.packet.dst, self.packet.src)
-                && caught.sight.kind != super::Kind::Request
+                && match caught.kind {
+                    Kind::Reply => true,
+                    // Someone may answer in the name of the one it was for.
+                    Kind::Error(..) => (ip.src, ip.dst) == (self.packet.dst, self.packet.src),
+                    Kind::Request | Kind::Fragment => false,
+                }
         })
     }
 

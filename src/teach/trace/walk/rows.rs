@@ -8,6 +8,7 @@ use super::super::sight::{Kind, Sight};
 use super::super::watch::Caught;
 use super::super::world::Role;
 use super::super::{Direction, Frame, Leg, Probe, Row, Source, Step};
+use super::cut::sum;
 use super::{State, Walk};
 use crate::lab::graph::Point;
 use crate::teach::capture::Link;
@@ -59,15 +60,33 @@ impl Walk<'_> {
         let fragmented = |i: usize| self.caught[i].sight.ip.fragment.is_some();
         found.retain(|i| *i == first || (fragmented(first) && fragmented(*i)));
         let missing = fragmented(first) && found.len() < self.fragments;
-        for index in &found {
+        let rest = self.rest_of_datagram(first, here);
+        for index in found.iter().chain(&rest) {
             self.used[*index] = true;
         }
+        if !rest.is_empty() && self.datagrams == 0 {
+            self.note_outer_cut(place, &name, first, &rest);
+        }
+        self.datagrams = rest.len();
+        if !missing {
+            self.note_cut(place, ifindex, &found)?;
+        }
         let sight = self.caught[first].sight.clone();
+        if let Some(outer) = &sight.outer {
+            self.outer = Some((outer.ip.src, outer.ip.dst));
+        }
         let way = if out { "leaves by" } else { "arrives at" };
-        let (mut details, text) = describe(
+        let (mut details, mut text) = describe(
             &sight,
             &found.iter().map(|i| &self.caught[*i]).collect::<Vec<_>>(),
         );
+        if !rest.is_empty() {
+            text = format!(
+                ", the datagram in {}: {} bytes",
+                explain::count(rest.len() + 1, "fragment"),
+                sum(&self.lengths_of_datagram(first, &rest))
+            );
+        }
         // What the last capture showed already, here or at the other end of a cable, is not said again.
         if let Some(last) = self.last {
             let (before, _) = describe(&self.caught[last].sight, &[]);
@@ -75,7 +94,20 @@ impl Walk<'_> {
         }
         let where_to = self.what_is(place, ifindex, out)?;
         let outermost = sight.outer.as_ref().map_or(&sight.ip, |outer| &outer.ip);
-        let frames = found.iter().map(|i| frame(&self.caught[*i])).collect();
+        let mut trains = Vec::new();
+        let whole = found.iter().map(|i| &self.caught[*i]).filter(|caught| {
+            // One frame, however many of its datagrams are ours.
+            let number = caught.train.map(|train| train.number);
+            let known = number.is_some() && trains.contains(&number);
+            trains.push(number);
+            !known
+        });
+        let rest = rest.iter().map(|i| &self.caught[*i]);
+        let frames = whole.chain(rest).map(frame).collect();
+        let length = match self.caught[first].train {
+            Some(train) => train.length,
+            None => outermost.length,
+        };
         let row = Row {
             number: self.rows.len() + 1,
             leg: self.packet.leg,
@@ -88,7 +120,7 @@ impl Walk<'_> {
             text: format!("{way} {name}{where_to}{text}"),
             details,
             ttl: Some(outermost.ttl),
-            length: Some(outermost.length),
+            length: Some(length),
             encapsulated: sight.outer.is_some(),
             headers: sight.headers,
             frames,
@@ -124,17 +156,23 @@ impl Walk<'_> {
 
     /// Is it the packet of this leg, in the form that it has now?
     fn is_ours(&self, caught: &Caught) -> bool {
-        self.is_leg(&caught.sight) && caught.sight.outer.is_some() == self.outer.is_some()
+        self.is_leg(caught) && caught.sight.outer.is_some() == self.outer.is_some()
     }
 
-    fn is_leg(&self, sight: &Sight) -> bool {
-        let kind = match sight.kind {
-            Kind::Request => self.packet.leg == Leg::Request,
-            Kind::Reply => self.packet.leg == Leg::Reply,
-            Kind::Error(..) => self.packet.leg == Leg::Error,
-            Kind::Fragment => true,
-        };
-        kind && (sight.ip.src, sight.ip.dst) == (self.packet.src, self.packet.dst)
+    /// The mark in its payload says whose it is, and its type of which leg: addresses may be rewritten on the way.
+    pub(super) fn is_leg(&self, caught: &Caught) -> bool {
+        let (ip, packet) = (&caught.sight.ip, &self.packet);
+        match caught.kind {
+            Kind::Request => packet.leg == Leg::Request,
+            Kind::Reply => packet.leg == Leg::Reply,
+            // There may be several: one end of each is not rewritten.
+            Kind::Error(kind, code, _) => {
+                packet.leg == Leg::Error
+                    && packet.error == Some((kind, code))
+                    && (ip.src == packet.src || ip.dst == packet.dst)
+            }
+            Kind::Fragment => (ip.src, ip.dst) == (packet.src, packet.dst),
+        }
     }
 
     /// The first time that the packet of this leg was seen and not yet told of.
@@ -145,7 +183,7 @@ impl Walk<'_> {
     /// Where else it was seen and not yet told of, by the kernel's clock.
     pub(super) fn unused(&self) -> Vec<usize> {
         let all = 0..self.caught.len();
-        all.filter(|i| !self.used[*i] && self.is_leg(&self.caught[*i].sight))
+        all.filter(|i| !self.used[*i] && self.is_leg(&self.caught[*i]))
             .collect()
     }
 
@@ -302,36 +340,57 @@ fn describe(sight: &Sight, all: &[&Caught]) -> (Vec<String>, String) {
             outer.ip.src, outer.ip.dst, outer.ports.0, outer.ports.1
         ));
         details.push(format!(
-            "inside: {} → {}, TTL {}, {} bytes",
-            sight.ip.src, sight.ip.dst, sight.ip.ttl, sight.ip.length
+            "inside: {} → {}, TTL {}, {} bytes{}",
+            sight.ip.src,
+            sight.ip.dst,
+            sight.ip.ttl,
+            sight.ip.length,
+            match sight.ip.fragment {
+                Some(0) => ": the first fragment",
+                Some(_) => ": a later fragment",
+                None => "",
+            }
         ));
-        details.push(sum(sight));
+        if outer.ip.fragment.is_none() {
+            details.push(headers(sight));
+        }
     }
-    let text = if all.len() > 1 {
-        let lengths: Vec<_> = all
-            .iter()
-            .map(|caught| {
-                caught
-                    .sight
-                    .outer
-                    .as_ref()
-                    .map_or(caught.sight.ip.length, |outer| outer.ip.length)
-            })
-            .collect();
-        let lengths: Vec<_> = lengths.iter().map(usize::to_string).collect();
-        format!(
-            ", in {}: {} bytes",
-            explain::count(all.len(), "fragment"),
-            lengths.join(" + ")
-        )
-    } else {
-        String::new()
+    (details, pieces(all))
+}
+
+/// In how many pieces it was seen, if not in one.
+fn pieces(all: &[&Caught]) -> String {
+    let Some(first) = all.first() else {
+        return String::new();
     };
-    (details, text)
+    let length = |caught: &&Caught| {
+        let sight = &caught.sight;
+        sight
+            .outer
+            .as_ref()
+            .map_or(sight.ip.length, |outer| outer.ip.length)
+    };
+    let lengths: Vec<_> = all.iter().map(length).collect();
+    let lengths = sum(&lengths);
+    match (first.train, all.len()) {
+        (Some(train), ours) => {
+            let n = train.datagrams;
+            let ours = match ours == n {
+                true => String::new(),
+                false => format!(", {ours} of them of this packet"),
+            };
+            format!(
+                ", as a train of {n} datagrams that cross this cable as one frame{ours}: on a wire {lengths} bytes"
+            )
+        }
+        (None, 1) => String::new(),
+        (None, n) if first.sight.outer.is_some() => format!(", as {n} datagrams: {lengths} bytes"),
+        (None, n) => format!(", in {n} fragments: {lengths} bytes"),
+    }
 }
 
 /// `IPv4 20 + UDP 8 + VXLAN 8 + Ethernet 14 + inner packet 84 = 134 bytes`
-fn sum(sight: &Sight) -> String {
+fn headers(sight: &Sight) -> String {
     let Some(outer) = &sight.outer else {
         return String::new();
     };

@@ -1,0 +1,300 @@
+//! What tables say of a packet that did not come: devices that are down, cables that are plugged into nothing, MTUs of
+//! bridges and cables, which drop without a word, and routes that are missing.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::super::fate::Cause;
+use super::super::tables::candidates;
+use super::Walk;
+
+/// A device takes packets that are longer than its MTU by this, a VLAN tag's length (`__is_skb_forwardable`,
+/// include/linux/netdevice.h).
+const SLACK: usize = 4;
+
+impl Walk<'_> {
+    /// Says why the packet cannot have come further than `place`; the first word counts.
+    pub(super) fn blame(&mut self, place: usize, cause: Option<Cause>) {
+        if let (None, Some(cause)) = (&self.passed.cause, cause) {
+            self.passed.cause = Some((place, cause));
+        }
+    }
+
+    /// What is wrong with a device, or with the other end of its cable.
+    pub(super) fn broken(&mut self, place: usize, ifindex: u32) -> Result<Option<Cause>> {
+        let kernel = self.looker.look(place)?;
+        let Some(link) = kernel.link(ifindex).cloned() else {
+            return Ok(None);
+        };
+        let here = self.world.name(place).to_owned();
+        if !link.up {
+            return Ok(Some(down(&link.name, &here)));
+        }
+        if link.kind.as_deref() != Some("veth") {
+            return Ok(None);
+        }
+        let Some((other, peer)) = self.looker.other_end(place, ifindex)? else {
+            return Ok(None);
+        };
+        let there = self.world.name(other).to_owned();
+        let length = self.frame_length();
+        let kernel = self.looker.look(other)?;
+        let Some(end) = kernel.link(peer).cloned() else {
+            return Ok(None);
+        };
+        if !end.up {
+            return Ok(Some(down(&end.name, &there)));
+        }
+        if length.is_some_and(|length| length > end.mtu as usize + SLACK) {
+            return Ok(Some(Cause {
+                reason: "too-big",
+                meaning: format!(
+                    "{} bytes are more than the MTU {} of {} of {there}, the other end of the cable, and a cable neither cuts nor tells",
+                    length.unwrap_or(0),
+                    end.mtu,
+                    end.name
+                ),
+                advice: format!(
+                    "give both ends of the cable one MTU (`ip link set {} mtu {}`, in {there}), or lower the overlay's (device.mtu) on all nodes",
+                    end.name, link.mtu
+                ),
+                device: Some(link.name),
+            }));
+        }
+        let has_address = kernel
+            .addresses
+            .iter()
+            .any(|a| a.ifindex == peer && a.scope == 0);
+        if end.master.is_none() && !has_address && self.is_switching(other) {
+            return Ok(Some(self.unplugged(other, &end.name)?));
+        }
+        Ok(None)
+    }
+
+    /// The cable's end at `place` is a port of no bridge.
+    fn unplugged(&mut self, place: usize, name: &str) -> Result<Cause> {
+        let here = self.world.name(place).to_owned();
+        let kernel = self.looker.look(place)?;
+        let mut bridges = kernel
+            .links
+            .iter()
+            .filter(|l| l.kind.as_deref() == Some("bridge"));
+        let bridge = bridges.next().map_or("BRIDGE", |bridge| &bridge.name);
+        Ok(Cause {
+            reason: "no-bridge",
+            meaning: format!(
+                "{name} of {here}, the node's end of the pod's cable, is plugged into nothing: it is no port of a bridge and has no address"
+            ),
+            advice: format!("`ip link set {name} master {bridge}`, in {here}"),
+            device: None,
+        })
+    }
+
+    /// Places in which cables of others end.
+    fn is_switching(&self, place: usize) -> bool {
+        self.is_node(place) || place == 0
+    }
+
+    /// Why a bridge does not bring a frame to whom it is for.
+    pub(super) fn unreached(
+        &mut self,
+        place: usize,
+        bridge: u32,
+        mac: Option<[u8; 6]>,
+        ip: IpAddr,
+    ) -> Result<Option<Cause>> {
+        let Some((port, name)) = self.port_towards(place, mac, ip)? else {
+            return Ok(None);
+        };
+        let kernel = self.looker.look(place)?;
+        let link = kernel.link(port).cloned();
+        match link {
+            Some(link) if link.master != Some(bridge) => Ok(Some(self.unplugged(place, &name)?)),
+            Some(link)
+                if self
+                    .frame_length()
+                    .is_some_and(|l| l > link.mtu as usize + SLACK) =>
+            {
+                Ok(Some(self.too_long_for_port(place, bridge, port)?))
+            }
+            _ => self.broken(place, port),
+        }
+    }
+
+    /// The port by which the one with these addresses is reached: this end of its cable.
+    pub(super) fn port_towards(
+        &mut self,
+        place: usize,
+        mac: Option<[u8; 6]>,
+        ip: IpAddr,
+    ) -> Result<Option<(u32, String)>> {
+        for other in 0..self.world.places.len() {
+            if other == place {
+                continue;
+            }
+            let kernel = self.looker.look(other)?;
+            let by_ip = kernel.owner(ip).map(|link| link.index);
+            let mut ends: Vec<u32> = mac
+                .and_then(|mac| kernel.with_mac(mac))
+                .map(|link| link.index)
+                .or(by_ip)
+                .into_iter()
+                .collect();
+            // An interface that is down has lost its IPv6 addresses.
+            if ends.is_empty()
+                && self.world.destination.place == Some(other)
+                && ip == self.world.destination.ip.unwrap_or(ip)
+            {
+                let veths = kernel
+                    .links
+                    .iter()
+                    .filter(|l| l.kind.as_deref() == Some("veth"));
+                ends.extend(veths.map(|link| link.index));
+            }
+            for end in ends {
+                if let Some((at, port)) = self.looker.other_end(other, end)? {
+                    if at == place {
+                        return Ok(Some((port, self.looker.look(place)?.name(port))));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The frame does not fit through a port of the bridge.
+    pub(super) fn too_long_for_port(
+        &mut self,
+        place: usize,
+        bridge: u32,
+        port: u32,
+    ) -> Result<Cause> {
+        let here = self.world.name(place).to_owned();
+        let length = self.frame_length().unwrap_or(0);
+        let kernel = self.looker.look(place)?;
+        let (name, bridge) = (kernel.name(port), kernel.name(bridge));
+        let mtu = kernel.link(port).map_or(0, |link| link.mtu);
+        Ok(Cause {
+            reason: "too-big",
+            meaning: format!(
+                "{length} bytes are more than the MTU {mtu} of port {name}: a bridge neither cuts nor tells, so nobody learns of it"
+            ),
+            advice: format!(
+                "give all ports of {bridge} one MTU (`ip link set {name} mtu {length}`, in {here}), or lower the overlay's (device.mtu) on all nodes by {}",
+                length.saturating_sub(mtu as usize)
+            ),
+            device: None,
+        })
+    }
+
+    /// Does the frame fit through this port?
+    pub(super) fn fits_port(&mut self, place: usize, port: u32) -> Result<bool> {
+        let length = self.frame_length();
+        let mtu = self
+            .looker
+            .look(place)?
+            .link(port)
+            .map(|link| link.mtu as usize);
+        Ok(match (length, mtu) {
+            (Some(length), Some(mtu)) => length <= mtu + SLACK,
+            _ => true,
+        })
+    }
+
+    /// The length of the packet in the frame that was seen last; of a train no: that fits wherever its datagrams do.
+    fn frame_length(&self) -> Option<usize> {
+        let last = &self.caught[self.last?];
+        let sight = &last.sight;
+        let ip = sight.outer.as_ref().map_or(&sight.ip, |outer| &outer.ip);
+        last.train.is_none().then_some(ip.length)
+    }
+
+    /// There is no route to where it is to go.
+    pub(super) fn no_route(&mut self, place: usize) -> Result<Cause> {
+        let here = self.world.name(place).to_owned();
+        let dst = self.current().1;
+        let is_switching = self.is_switching(place);
+        let kernel = self.looker.look(place)?;
+        let v4 = dst.is_ipv4();
+        let idle = kernel
+            .links
+            .iter()
+            .find(|l| l.name != "lo" && l.mac.is_some() && !l.up);
+        if let Some(link) = idle.filter(|_| !is_switching) {
+            return Ok(down(&link.name.clone(), &here));
+        }
+        let default = kernel
+            .routes
+            .iter()
+            .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4() == v4);
+        let six = if v4 { "" } else { "-6 " };
+        let advice = if default || is_switching {
+            format!(
+                "`ip {six}route get {dst}`, in {here}; on a node: does overlayd run, and is its device up?"
+            )
+        } else {
+            format!(
+                "`ip {six}route`, in {here}: it has no default route (`ip {six}route add default via GATEWAY`)"
+            )
+        };
+        let best = candidates(&kernel.routes, dst).into_iter().next();
+        let forbidden = best.filter(|best| best.matches && !best.route.unicast);
+        let meaning = match forbidden {
+            Some(best) => format!(
+                "the routing table of {here} forbids {dst}: {} is a blackhole or prohibited",
+                best.route.dst
+            ),
+            None => format!("the routing table of {here} has no route to {dst}"),
+        };
+        Ok(Cause {
+            reason: "no-route",
+            meaning,
+            advice,
+            device: None,
+        })
+    }
+
+    /// A frame for another Ethernet address came to a device that is no port of a bridge.
+    pub(super) fn not_its_own(
+        &mut self,
+        place: usize,
+        ifindex: u32,
+        mac: [u8; 6],
+    ) -> Result<Option<Cause>> {
+        let kernel = self.looker.look(place)?;
+        let Some(link) = kernel.link(ifindex).cloned() else {
+            return Ok(None);
+        };
+        let own = link.mac.is_none_or(|own| own == mac) || mac[0] & 1 == 1;
+        if own {
+            return Ok(None);
+        }
+        if self.is_switching(place) {
+            return self.unplugged(place, &link.name).map(Some);
+        }
+        Ok(Some(Cause {
+            reason: "other-host",
+            meaning: format!(
+                "the frame is for {}, and {} has {}: the kernel takes it for somebody else's",
+                super::explain::mac(mac),
+                link.name,
+                super::explain::mac(link.mac.unwrap_or_default())
+            ),
+            advice: "whoever sent it has a stale or static neighbour entry: `ip neighbour`, there"
+                .to_owned(),
+            device: None,
+        }))
+    }
+}
+
+fn down(device: &str, place: &str) -> Cause {
+    Cause {
+        reason: "link-down",
+        meaning: format!("{device} of {place} is down"),
+        advice: format!(
+            "`ip link set {device} up`, in {place}; a default route that went with it has to be set anew"
+        ),
+        device: None,
+    }
+}
