@@ -83,7 +83,7 @@ fn what_fails_in_an_early_stage_names_the_next() {
 #[test]
 fn commands_that_would_collide_with_a_lab_are_not_given_without_a_word() {
     let shape = ["--nodes", "1", "--pods", "1", "--explain"];
-    let class = Class::named("collide");
+    let class = Class::named("twice");
     let built = class.lab("up", &shape);
     assert!(
         text(&built.stderr).contains("--dry-run --name other"),
