@@ -190,7 +190,7 @@ impl View {
         file: Option<&str>,
         batch: &Batch,
         dissection: &mut Dissection,
-        out: &mut impl Write,
+        out: &mut Vec<u8>,
     ) -> io::Result<()> {
         let mut bytes = batch.bytes.as_slice();
         for head in &batch.heads {
@@ -226,6 +226,8 @@ struct Line<'a, W: Write> {
     file: Option<&'a str>,
     out: &'a mut BufWriter<W>,
     dissection: Dissection,
+    /// Buffers of what was written, to be filled again: fresh ones of their size cost more than what is put in them.
+    spare: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     /// To the threads, each batch with the way back.
     jobs: Option<Sender<(Batch, Sender<Vec<u8>>)>>,
     /// What comes back, in order.
@@ -237,7 +239,9 @@ impl<W: Write> Line<'_, W> {
         let batch = std::mem::take(batch);
         let Some(jobs) = &self.jobs else {
             let Self { view, file, .. } = *self;
-            return view.show(file, &batch, &mut self.dissection, self.out);
+            let mut text = self.spare.1.try_recv().unwrap_or_default();
+            view.show(file, &batch, &mut self.dissection, &mut text)?;
+            return self.write(text);
         };
         let (done, result) = channel::bounded(1);
         // They listen for as long as there are jobs to come.
@@ -249,8 +253,16 @@ impl<W: Write> Line<'_, W> {
     fn write_down_to(&mut self, left: usize) -> io::Result<()> {
         while self.pending.len() > left {
             let result = self.pending.pop_front().and_then(|next| next.recv().ok());
-            self.out.write_all(&result.unwrap_or_default())?;
+            self.write(result.unwrap_or_default())?;
         }
+        Ok(())
+    }
+
+    fn write(&mut self, mut text: Vec<u8>) -> io::Result<()> {
+        self.out.write_all(&text)?;
+        text.clear();
+        // One too many is let go.
+        let _ = self.spare.0.try_send(text);
         Ok(())
     }
 
@@ -302,6 +314,7 @@ impl<W: Write> Task<'_, W> {
             file,
             out,
             dissection: Dissection::default(),
+            spare: channel::bounded(AHEAD),
             jobs: None,
             pending: VecDeque::new(),
         };
@@ -312,11 +325,11 @@ impl<W: Write> Task<'_, W> {
         line.jobs = Some(jobs);
         thread::scope(|scope| {
             for _ in 0..threads {
-                let work = work.clone();
+                let (work, spare) = (work.clone(), line.spare.1.clone());
                 scope.spawn(move || {
                     let mut dissection = Dissection::default();
                     for (batch, done) in work {
-                        let mut text = Vec::new();
+                        let mut text = spare.try_recv().unwrap_or_default();
                         // Writing to memory does not fail, and whoever no longer waits for it needs it no more.
                         let _ = view.show(file, &batch, &mut dissection, &mut text);
                         let _ = done.send(text);

@@ -10,9 +10,6 @@ use crate::teach::dissect::{Dissection, Field, Role, Value, Verdict};
 /// The version of the objects' form. It grows when a key changes its meaning or goes; keys may be added without.
 pub const VERSION: u32 = 1;
 
-/// About how long a line is, in bytes.
-const LINE: usize = 1 << 13;
-
 #[derive(Serialize)]
 struct FrameObject<'a> {
     version: u32,
@@ -153,11 +150,8 @@ pub fn line(shown: &Shown<'_>, out: &mut impl Write) -> io::Result<()> {
             })
             .collect(),
     };
-    // Written at once: it consists of many small pieces.
-    let mut line = Vec::with_capacity(LINE);
-    serde_json::to_writer(&mut line, &object)?;
-    line.push(b'\n');
-    out.write_all(&line)
+    serde_json::to_writer(&mut *out, &object)?;
+    out.write_all(b"\n")
 }
 
 fn object<'a>(field: &'a Field, source: &'static str, frame: &[u8]) -> FieldObject<'a> {
