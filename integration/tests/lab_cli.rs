@@ -362,6 +362,14 @@ fn who_stays_in_a_lab_that_goes_is_named() {
 }
 
 #[test]
+fn the_name_of_a_lab_may_come_first() {
+    let up = Up::new("first", &["--nodes", "1", "--pods", "0", "--no-ipv6"]);
+    let done = output(&["--name", &up.0, "status"]);
+    assert!(done.status.success(), "{done:?}");
+    assert!(text(&done.stdout).contains(&up.0));
+}
+
+#[test]
 fn the_hints_fit_the_lab() {
     let lab_name = name("hints-of-a-long-name");
     let _up = Up(lab_name.clone());
@@ -374,6 +382,15 @@ fn the_hints_fit_the_lab() {
     ] {
         assert!(said.contains(&hint), "{hint:?} is not in: {said}");
     }
+    let lab_name = name("played");
+    let _up = Up(lab_name.clone());
+    let shape = ["--nodes", "2", "--pods", "1", "--scenario", "mtu"];
+    let done = lab(&["up", "--name", &lab_name])
+        .args(shape)
+        .output()
+        .unwrap();
+    let hint = format!("overlayd lab scenario show --name {lab_name} ");
+    assert!(text(&done.stderr).contains(&hint), "{done:?}");
 }
 
 #[test]

@@ -26,6 +26,8 @@ const DEMO_NAME: &str = "demo";
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
 pub(super) struct LabArgs {
+    #[command(flatten)]
+    name: Name,
     #[command(subcommand)]
     command: LabCommand,
 }
@@ -35,16 +37,12 @@ enum LabCommand {
     /// Build a lab: nodes and pods in network namespaces, overlayd on every node
     Up {
         #[command(flatten)]
-        name: Name,
-        #[command(flatten)]
         shape: Shape,
         #[command(flatten)]
         extent: Extent,
     },
     /// Build the next stage of a lab that was built with --stage
     Next {
-        #[command(flatten)]
-        name: Name,
         /// Print the iproute2 commands that one would type for the same
         #[arg(long)]
         explain: bool,
@@ -62,16 +60,12 @@ enum LabCommand {
     },
     /// Show a lab's nodes, pods and daemons
     Status {
-        #[command(flatten)]
-        name: Name,
         /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
     /// Draw a lab as it stands: nodes, pods, bridges, TUN devices, addresses, MTUs, routes, leases
     Graph {
-        #[command(flatten)]
-        name: Name,
         /// Where the picture goes (SVG; `-` is stdout)
         #[arg(long, value_name = "FILE")]
         svg: PathBuf,
@@ -83,8 +77,6 @@ enum LabCommand {
                       Examples:\n  overlayd lab sh node1/pod2\n  overlayd lab sh node1 overlayd status"
     )]
     Sh {
-        #[command(flatten)]
-        name: Name,
         /// Where: node1, node1/pod2, underlay, or (scenario spoof) intruder
         #[arg(value_name = "NODE[/POD]")]
         place: String,
@@ -98,12 +90,12 @@ enum LabCommand {
     },
     /// Stop overlayd on nodes and start it anew, with the configuration as it is now
     Restart {
-        #[command(flatten)]
-        name: Name,
         /// Which: node1 ... [default: all]
         #[arg(value_name = "NODE")]
         nodes: Vec<String>,
     },
+    /// Start again what has died: processes of pods, whole pods, daemons
+    Revive,
     /// What there is to find out: labs with something wrong in them
     Scenario {
         #[command(subcommand)]
@@ -111,17 +103,12 @@ enum LabCommand {
     },
     /// Is what was wrong with a scenario's lab right now? (exit code 5: not yet)
     Grade {
-        #[command(flatten)]
-        name: Name,
         /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
     /// Take a lab down, or clean up after one that was killed
-    Down {
-        #[command(flatten)]
-        name: Name,
-    },
+    Down,
     /// Hold the network namespace it is started in (a pod's holder; started by `lab up`)
     #[command(hide = true)]
     Hold,
@@ -129,7 +116,7 @@ enum LabCommand {
     #[command(hide = true)]
     Container {
         /// Which
-        name: Container,
+        container: Container,
     },
     /// Be the stranger of the scenario `spoof` (started by `lab up`)
     #[command(hide = true)]
@@ -142,7 +129,7 @@ enum LabCommand {
 #[derive(Args)]
 struct Name {
     /// The lab's name: its namespaces' names begin with it
-    #[arg(long, env = LAB_NAME, default_value = DEFAULT_NAME)]
+    #[arg(long, env = LAB_NAME, default_value = DEFAULT_NAME, global = true)]
     name: String,
 }
 
@@ -161,6 +148,9 @@ struct Extent {
     /// Break something, for a class to find out (IPv4 only)
     #[arg(long, value_enum, conflicts_with_all = ["stage", "underlay", "explain"])]
     scenario: Option<Scenario>,
+    /// With --scenario: pods with IPv6 addresses too, which are graded as well
+    #[arg(long, requires = "scenario", conflicts_with = "no_ipv6")]
+    ipv6: bool,
 }
 
 /// What a lab shall consist of.
@@ -258,43 +248,36 @@ pub(super) fn main(args: LabArgs) -> Exit {
         eprintln!("overlayd: a lab needs root, to make and enter network namespaces: use sudo");
         return Exit::Error;
     }
-    run(args.command).unwrap_or_else(|error| {
+    run(&args.name.name, args.command).unwrap_or_else(|error| {
         complain(&error);
         Exit::Error
     })
 }
 
-fn run(command: LabCommand) -> Result<Exit> {
+fn run(name: &str, command: LabCommand) -> Result<Exit> {
     match command {
-        LabCommand::Up {
-            name,
-            shape,
-            extent,
-        } => {
-            let spec = extent.apply(shape.spec(&name.name));
+        LabCommand::Up { shape, extent } => {
+            let spec = extent.apply(shape.spec(name));
             if extent.dry_run {
                 return up::explain_only(&spec);
             }
             unless_interrupted(up::up(spec.clone(), extent.explain), &spec)
         }
-        LabCommand::Next { name, explain } => up::next(&name.name, explain),
+        LabCommand::Next { explain } => up::next(name, explain),
         LabCommand::Demo { name, shape, json } => {
             let spec = shape.spec(&name);
             unless_interrupted(demo::main(spec.clone(), json), &spec)
         }
-        LabCommand::Status { name, json } => status::main(&name.name, json),
-        LabCommand::Graph { name, svg } => graph::main(&name.name, &svg),
-        LabCommand::Sh {
-            name,
-            place,
-            command,
-        } => sh::main(&name.name, &place, &command),
-        LabCommand::Restart { name, nodes } => up::restart(&name.name, &nodes),
-        LabCommand::Scenario { command } => scenario::main(&command),
-        LabCommand::Grade { name, json } => scenario::grade(&name.name, json),
-        LabCommand::Down { name } => up::down(&name.name),
+        LabCommand::Status { json } => status::main(name, json),
+        LabCommand::Graph { svg } => graph::main(name, &svg),
+        LabCommand::Sh { place, command } => sh::main(name, &place, &command),
+        LabCommand::Restart { nodes } => up::restart(name, &nodes),
+        LabCommand::Revive => up::revive(name),
+        LabCommand::Scenario { command } => scenario::main(name, &command),
+        LabCommand::Grade { json } => scenario::grade(name, json),
+        LabCommand::Down => up::down(name),
         LabCommand::Hold => holder::run(),
-        LabCommand::Container { name } => name.run().map(|()| Exit::Ok),
+        LabCommand::Container { container } => container.run().map(|()| Exit::Ok),
         LabCommand::Intrude { lab } => scenario::intrude(&lab),
     }
 }
@@ -305,7 +288,7 @@ impl Extent {
         Spec {
             stage: self.stage,
             scenario: self.scenario,
-            ipv6: spec.ipv6 && !played,
+            ipv6: if played { self.ipv6 } else { spec.ipv6 },
             underlay: if played { Underlay::V4 } else { spec.underlay },
             ..spec
         }

@@ -8,12 +8,20 @@ use std::{
     fmt,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::process::CommandExt as _,
+    process::Command,
     str::FromStr,
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+
+use super::{
+    holder::{self, MARK, Process},
+    state,
+};
+use crate::kernel::NetNs;
 
 /// How long a client of `web` may take to say or hear something.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,11 +43,23 @@ impl Container {
     /// Those of every pod.
     pub const ALL: [Self; 2] = [Self::Web, Self::Echo];
 
-    /// Serves for ever. Which pod it is in it is told by its mark ([`super::holder::MARK`]).
+    /// Serves for ever. Which pod it is in it is told by its mark ([`MARK`]); when a person typed it there is none, and
+    /// it first becomes the pod's own, that the lab knows, shows and takes down.
     ///
     /// # Errors
-    /// When its port is taken, mostly by another of its kind.
+    /// When it is in no pod, or its port is taken, mostly by another of its kind.
     pub fn run(self) -> Result<()> {
+        if std::env::var_os(MARK).is_none() {
+            let mark = format!("{}/{self}", own_pod()?);
+            let exe =
+                std::env::current_exe().context("cannot find the overlayd that is running")?;
+            // The environment that others see of a process is the one that it was started with.
+            let error = Command::new(exe)
+                .args(["lab", "container", &self.to_string()])
+                .env(MARK, mark)
+                .exec();
+            return Err(error).context("cannot run overlayd anew");
+        }
         match self {
             Self::Web => web(),
             Self::Echo => echo(),
@@ -68,6 +88,24 @@ impl FromStr for Container {
     }
 }
 
+/// The lab and the pod that the calling process is in: those of a process that shares its namespace and is known.
+fn own_pod() -> Result<String> {
+    let here = NetNs::current()?.id()?;
+    for lab in state::list()? {
+        let shares = |process: &Process| {
+            let there = NetNs::of_process(process.pid).and_then(|namespace| namespace.id());
+            process.place.contains('/') && there.is_ok_and(|there| there == here)
+        };
+        if let Some(process) = holder::processes(&lab)?.into_iter().find(shares) {
+            return Ok(format!("{lab}/{}", process.pod()));
+        }
+    }
+    bail!(
+        "this is no pod of a lab, or a dead one's namespace: type it in a pod that lives (`overlayd lab sh node1/pod1`); \
+         `overlayd lab revive` starts all that is dead"
+    )
+}
+
 /// Of both families, where the kernel has both.
 fn listen<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> Result<T> {
     let any = (Ipv6Addr::UNSPECIFIED, port).into();
@@ -81,7 +119,7 @@ fn listen<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> Result<T>
 
 fn web() -> Result<()> {
     let listener = listen(80, TcpListener::bind)?;
-    let me = std::env::var(super::holder::MARK).unwrap_or_default();
+    let me = std::env::var(MARK).unwrap_or_default();
     let me = me.split('/').skip(1).collect::<Vec<_>>().join("/");
     loop {
         let (client, from) = listener.accept()?;

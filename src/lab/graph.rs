@@ -37,7 +37,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::topology::{IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Spec};
+use super::topology::{INTRUDER, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Scenario, Spec, Stage};
 
 /// Something with a name and properties: a device, a program, a kernel's routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub struct Part {
     pub mtu: Option<u32>,
     /// Its properties, one per line: addresses, mostly.
     pub lines: Vec<String>,
-    /// It is switched on, or runs. What does not is drawn dashed, and says so.
-    pub on: bool,
+    /// What it is instead of being switched on, or running: `off`. Such a part is drawn dashed, and says it.
+    pub off: Option<String>,
 }
 
 /// What is to be drawn.
@@ -72,6 +72,10 @@ pub struct Node {
     pub number: u8,
     /// `node1`
     pub name: String,
+    /// It is on the underlay, but no node: it stands in a row of its own.
+    pub stranger: bool,
+    /// The underlay's end of its cable.
+    pub port: Option<Part>,
     /// Its interface on the underlay.
     pub eth: Option<Part>,
     /// The daemon; its lines are what it knows: leases of peers.
@@ -226,9 +230,15 @@ impl Part {
         Self {
             name: name.into(),
             kind: kind.into(),
-            on: true,
             ..Self::default()
         }
+    }
+
+    /// The same, if it is switched on; else it says so.
+    #[must_use]
+    pub fn on(mut self, on: bool) -> Self {
+        self.off = (!on).then(|| "off".to_owned());
+        self
     }
 
     /// The same with an MTU, in bytes.
@@ -251,21 +261,52 @@ impl Topology {
     /// What a lab of this kind will look like.
     pub fn planned(spec: &Spec) -> Self {
         let plans = spec.node_plans();
+        let mut nodes: Vec<_> = plans.iter().map(|plan| node(spec, plan, &plans)).collect();
+        nodes.extend((spec.scenario == Some(Scenario::Spoof)).then(|| intruder(spec)));
         Self {
             title: title(spec),
             underlay: Part::new("underlay0", "bridge, the underlay").mtu(spec.mtu.into()),
-            nodes: plans.iter().map(|plan| node(spec, plan, &plans)).collect(),
+            nodes,
         }
     }
 }
 
 fn title(spec: &Spec) -> String {
+    let name = &spec.name;
+    if let (Some(next), Some(at)) = (
+        spec.stage.next(),
+        Stage::ALL.iter().position(|stage| *stage == spec.stage),
+    ) {
+        let (stage, number, all) = (spec.stage, at + 1, Stage::ALL.len());
+        return format!("lab {name:?}: built to stage {stage} ({number} of {all}), next is {next}");
+    }
+    let scenario = spec
+        .scenario
+        .map(|scenario| format!(", scenario {scenario}"));
     format!(
-        "lab {:?}: {} over UDP port {}",
-        spec.name,
+        "lab {name:?}{}: {} over UDP port {}",
+        scenario.unwrap_or_default(),
         spec.backend,
         spec.backend.port()
     )
+}
+
+/// The stranger of [`Scenario::Spoof`].
+fn intruder(spec: &Spec) -> Node {
+    let mtu = spec.mtu.into();
+    let [.., number] = INTRUDER.octets();
+    Node {
+        number,
+        name: "intruder".to_owned(),
+        stranger: true,
+        port: Some(Part::new("intruder", "").mtu(mtu)),
+        eth: Some(
+            Part::new("eth0", "no node")
+                .mtu(mtu)
+                .lines([format!("{INTRUDER}/24")]),
+        ),
+        ..Node::default()
+    }
 }
 
 /// Those of the addresses that there are, with their prefix lengths.
@@ -300,6 +341,8 @@ fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
     Node {
         number: plan.number,
         name: plan.name.clone(),
+        stranger: false,
+        port: Some(Part::new(&plan.name, "").mtu(spec.mtu.into())),
         eth: Some(Part::new("eth0", "").mtu(spec.mtu.into()).lines(public)),
         daemon: spec.daemons.then(|| {
             Part::new("overlayd", "leases").lines(others.map(|other| {

@@ -92,7 +92,7 @@ pub fn read(lab: &str) -> Result<Option<State>> {
 
 /// Why a lab of this name cannot be built.
 pub(super) fn there_already(lab: &str) -> anyhow::Error {
-    let down = down_command(lab);
+    let down = command(lab, "down");
     anyhow::anyhow!(
         "there is a lab {lab:?} already: take it down with `{down}`, or choose another name"
     )
@@ -192,12 +192,12 @@ impl Locked {
     }
 }
 
-/// What to type to take a lab down.
-pub(super) fn down_command(lab: &str) -> String {
+/// What to type for a command of `overlayd lab` that is about this lab.
+pub(super) fn command(lab: &str, command: &str) -> String {
     if lab == super::topology::DEFAULT_NAME {
-        "overlayd lab down".to_owned()
+        format!("overlayd lab {command}")
     } else {
-        format!("overlayd lab down --name {lab}")
+        format!("overlayd lab {command} --name {lab}")
     }
 }
 

@@ -3,23 +3,22 @@
 //! What stands on disk comes first and goes last ([`super::state`]), so whoever finds it can take the rest away: the
 //! same process when something fails or a person interrupts it, or `overlayd lab down` after a kill.
 
+mod daemons;
 mod guests;
 mod plan;
+mod revive;
 mod stage;
 mod status;
 mod wire;
 
 use std::{
-    fs::{self, File},
-    io,
+    fs,
     path::{Path, PathBuf},
     process::Child,
-    thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::{sys::signal::Signal, unistd::Uid};
+use nix::unistd::Uid;
 
 pub use guests::{Guest, guests};
 pub use plan::{
@@ -27,21 +26,15 @@ pub use plan::{
     Underlay,
 };
 pub use stage::{Stage, commands, removal};
-pub use status::{ContainerStatus, NodeStatus, PodStatus, Status, status};
+pub use status::{ContainerStatus, IntruderStatus, NodeStatus, PodStatus, Status, status};
 
 use super::{
     holder,
     state::{self, Locked},
 };
-use crate::{kernel::NetNs, observe::client};
+use crate::kernel::NetNs;
 use wire::Wire;
 pub(in crate::lab) use wire::on_runtime;
-
-/// How long a daemon may take until it answers.
-const READY: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(10);
-/// How much of a daemon's log is shown when it does not start, in lines.
-const LOG_TAIL: usize = 15;
 
 /// Someone asked to stop while a lab was being built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +100,12 @@ impl Node {
     /// Its pods that live.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
+    }
+
+    /// Its pods whose processes have all ended: their namespaces are gone, and their cables with them.
+    pub fn dead_pods(&self) -> impl Iterator<Item = &PodPlan> {
+        let lives = |plan: &PodPlan| self.pods.iter().any(|pod| pod.number == plan.number);
+        self.plan.pods.iter().filter(move |plan| !lives(plan))
     }
 }
 
@@ -202,21 +201,6 @@ impl Lab {
         Ok(())
     }
 
-    fn start_daemons(&mut self, stop: Stop<'_>) -> Result<()> {
-        if !self.spec.runs_daemons() {
-            return Ok(());
-        }
-        let mut started = Vec::new();
-        for number in 1..=self.spec.nodes {
-            stop()?;
-            started.push((number, self.spawn_daemon(number)?));
-        }
-        for (number, pid) in started {
-            self.wait_for_daemon(number, pid, stop)?;
-        }
-        Ok(stop()?)
-    }
-
     /// Builds the next stage of a lab that was not built to the last.
     ///
     /// # Errors
@@ -231,6 +215,9 @@ impl Lab {
         };
         let locked = Locked::open(&self.spec.name)?;
         let locked = locked.with_context(|| format!("lab {:?} is gone", self.spec.name))?;
+        if let Some(dead) = self.nodes.iter().flat_map(Node::dead_pods).next() {
+            return Err(self.dead(&dead.place));
+        }
         self.spec.stage = next;
         locked.write(&self.spec, false)?;
         self.wire(&[next], &stop)?;
@@ -252,15 +239,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts overlayd on a node (by its number, from 1) and waits until it answers. For labs built without daemons.
-    ///
-    /// # Errors
-    /// When it does not start; with the end of its log.
-    pub fn start_daemon(&mut self, number: u8) -> Result<()> {
-        let pid = self.spawn_daemon(number)?;
-        self.wait_for_daemon(number, pid, &|| Ok(()))
-    }
-
     /// Starts a process of the lab's at a place ("intruder"), `overlayd lab` with these arguments. It ends with the lab.
     ///
     /// # Errors
@@ -277,87 +255,14 @@ impl Lab {
         Ok(())
     }
 
-    /// Stops overlayd on a node with SIGTERM and waits until it is gone. `Ok(false)`: none was running.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub fn stop_daemon(&mut self, number: u8) -> Result<bool> {
-        let place = self.node(number)?.name.clone();
-        let deadline = Instant::now() + READY;
-        let mut asked = false;
-        while let Some(process) = running(&self.spec.name, &place)? {
-            if !asked {
-                holder::send(process.pid, Signal::SIGTERM)?;
-                asked = true;
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "overlayd on {place} (process {}) does not end on SIGTERM",
-                    process.pid
-                );
-            }
-            thread::sleep(POLL);
-            self.reap();
-        }
-        self.reap();
-        Ok(asked)
-    }
-
-    fn spawn_daemon(&mut self, number: u8) -> Result<u32> {
-        let node = self.node(number)?;
-        let mut command = holder::marked(&self.exe, &self.spec.name, &node.name);
-        let log = self.log(number);
-        let file = File::options().create(true).append(true).open(&log);
-        let file = file.with_context(|| format!("cannot open {}", log.display()))?;
-        command
-            .arg("run")
-            .arg("--config")
-            .arg(self.config(number))
-            .stdout(file.try_clone()?)
-            .stderr(file);
-        let child = node.netns().spawn(command)?;
-        let pid = child.id();
-        self.children.push(child);
-        Ok(pid)
-    }
-
-    /// Ready means: it answers over its control socket, which it does once it forwards.
-    fn wait_for_daemon(&mut self, number: u8, pid: u32, stop: Stop<'_>) -> Result<()> {
-        let place = self.node(number)?.name.clone();
-        let log = self.log(number);
-        let complain = |what: &str| {
-            let tail = tail(&log).unwrap_or_default();
-            anyhow!(
-                "overlayd on {place} {what}. The end of its log ({}):\n{tail}",
-                log.display()
-            )
-        };
-        let deadline = Instant::now() + READY;
-        while client::status(&self.socket(number)).is_err() {
-            stop()?;
-            self.reap();
-            // Not by its mark: in the midst of exec(2) a process shows no environment.
-            if !self.children.iter().any(|child| child.id() == pid) {
-                return Err(complain("ended while starting"));
-            }
-            if Instant::now() > deadline {
-                return Err(complain(&format!(
-                    "does not answer within {} s",
-                    READY.as_secs()
-                )));
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
-    }
-
-    /// Looks up a lab that an earlier `up` has left running. It stays up when this handle goes.
+    /// Looks up a lab that an earlier `up` has left running. It stays up when this handle goes. A pod all of whose
+    /// processes have ended is not among the pods of its node ([`Node::dead_pods`]); the rest is there without it.
     ///
     /// # Errors
     /// When there is no such lab, or it is not whole.
     pub fn load(name: &str, exe: &Path) -> Result<Self> {
         let state = known(name)?;
-        let down = state::down_command(name);
+        let down = state::command(name, "down");
         if !state.complete {
             bail!(
                 "lab {name:?} is not whole: its `up` is still at work or was killed (`{down}` removes it)"
@@ -371,15 +276,17 @@ impl Lab {
                 // The holder, or whoever is left of its containers: each keeps the namespace.
                 let mut inside = processes.iter().filter(|p| p.pod() == plan.place);
                 let holder = processes.iter().find(|p| p.place == plan.place);
-                // A pod whose processes have all ended is left out: the rest is there without it.
                 let Some(process) = holder.or_else(|| inside.next()) else {
                     continue;
                 };
-                pods.push(Pod {
-                    plan: plan.clone(),
-                    namespace: NetNs::of_process(process.pid)?,
-                    pid: process.pid,
-                });
+                // One that ends just now is as dead as one that has ended.
+                if let Ok(namespace) = NetNs::of_process(process.pid) {
+                    pods.push(Pod {
+                        plan: plan.clone(),
+                        namespace,
+                        pid: process.pid,
+                    });
+                }
             }
             Ok(Node {
                 plan,
@@ -462,8 +369,12 @@ impl Lab {
     /// The namespace of `node1`, `node1/pod2` or `underlay`.
     ///
     /// # Errors
-    /// When there is no such place; with those there are.
+    /// When there is no such place, with those there are; or it is a pod that is dead.
     pub fn place(&self, place: &str) -> Result<NetNs> {
+        let mut dead = self.nodes.iter().flat_map(Node::dead_pods);
+        if dead.any(|pod| pod.place == place) {
+            return Err(self.dead(place));
+        }
         if place == "underlay" {
             return Ok(NetNs::open(self.spec.underlay_namespace())?);
         }
@@ -483,6 +394,14 @@ impl Lab {
                 self.spec.name
             )
         })
+    }
+
+    /// Why there is no entering this pod.
+    fn dead(&self, place: &str) -> anyhow::Error {
+        let revive = state::command(&self.spec.name, "revive");
+        anyhow!(
+            "{place} is dead: its processes have ended, and its namespace with them (`{revive}` starts it anew)"
+        )
     }
 
     /// Its directory.
@@ -528,10 +447,15 @@ impl Drop for Lab {
             tracing::warn!(
                 "lab {:?} could not be taken down: {error:#}; `{}` tries again",
                 self.spec.name,
-                state::down_command(&self.spec.name)
+                state::command(&self.spec.name, "down")
             );
         }
     }
+}
+
+/// There is a lab of this name, whole or not.
+pub fn exists(name: &str) -> bool {
+    plan::check_name(name).is_ok() && state::dir(name).exists()
 }
 
 fn known(name: &str) -> Result<state::State> {
@@ -570,21 +494,9 @@ fn reap(children: &mut Vec<Child>) {
     children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
-fn running(lab: &str, place: &str) -> io::Result<Option<holder::Process>> {
-    Ok(holder::processes(lab)?
-        .into_iter()
-        .find(|p| p.place == place))
-}
-
 fn need_root() -> Result<()> {
     if !Uid::effective().is_root() {
         bail!("a lab needs root, to make network namespaces: use sudo");
     }
     Ok(())
-}
-
-fn tail(log: &Path) -> io::Result<String> {
-    let text = fs::read_to_string(log)?;
-    let lines: Vec<&str> = text.lines().collect();
-    Ok(lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n"))
 }

@@ -90,18 +90,118 @@ fn killing_one_process_of_a_pod_leaves_address_and_sibling_alive() {
     );
 }
 
+/// Kills all processes of a pod.
+fn kill_pod(class: &Class, place: &str) {
+    for name in ["", "/web", "/echo"] {
+        end(class.pid(&format!("{place}{name}")).unwrap());
+    }
+}
+
 #[test]
-fn a_container_can_be_started_again_by_hand() {
+fn a_dead_pod_stops_nobody_else_and_can_be_revived() {
+    let class = Class::up("dead", &["--nodes", "2", "--pods", "1"]);
+    kill_pod(&class, "node1/pod1");
+    end(class.pid("node2").unwrap());
+
+    // What does not touch it goes on.
+    class.run("node2/pod1", "true");
+    class.run("node1", "true");
+    let drawn = class.lab("graph", &["--svg", "-"]);
+    assert!(drawn.status.success(), "{drawn:?}");
+    let svg = text(&drawn.stdout);
+    assert!(svg.contains(">dead<") && svg.contains(">`overlayd lab revive`<"));
+    let shown = class.lab("status", &[]);
+    assert_eq!(shown.status.code(), Some(4));
+    let said = text(&shown.stdout);
+    let row = said.lines().find(|row| row.starts_with(" ✗ node1/pod1 "));
+    assert!(row.unwrap().contains(" dead: "), "{said}");
+    assert!(said.contains(" ✓ node2/pod1 "), "{said}");
+    let revive = format!("`overlayd lab revive --name {}`", class.name);
+    assert!(text(&shown.stderr).contains(&revive), "{shown:?}");
+    // What does says so, and what to do.
+    let refused = class.sh("node1/pod1", "true");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains("node1/pod1 is dead") && said.contains(&revive),
+        "{said}"
+    );
+
+    let revived = class.lab("revive", &[]);
+    let said = text(&revived.stderr);
+    assert_eq!(
+        said, "node1/pod1 lives again\nnode2 lives again\n",
+        "{revived:?}"
+    );
+    assert_eq!(class.lab("status", &[]).status.code(), Some(0));
+    for ip in ["10.244.1.2", "fd00:10:244:1::2"] {
+        assert!(class.answers("node2/pod1", ip), "{ip}");
+    }
+    assert!(echo(&class, "node2/pod1", "10.244.1.2"));
+
+    // Of one that is not quite dead only what is missing is started.
+    let echo_pid = class.pid("node1/pod1/echo").unwrap();
+    end(class.pid("node1/pod1").unwrap());
+    end(class.pid("node1/pod1/web").unwrap());
+    assert!(class.lab("revive", &[]).status.success());
+    assert_eq!(class.lab("status", &[]).status.code(), Some(0));
+    assert_eq!(class.pid("node1/pod1/echo"), Some(echo_pid));
+    let hello = class.run(
+        "node2/pod1",
+        "curl -s --retry 20 --retry-delay 0 --retry-connrefused http://10.244.1.2/",
+    );
+    assert!(hello.contains("this is node1/pod1/web at "), "{hello}");
+    let nothing = class.lab("revive", &[]);
+    assert!(text(&nothing.stderr).contains("nothing is dead"));
+}
+
+#[test]
+fn a_pod_is_revived_as_far_as_its_lab_is_built() {
+    let class = Class::up(
+        "early",
+        &["--nodes", "1", "--pods", "2", "--stage", "bridge"],
+    );
+    kill_pod(&class, "node1/pod1");
+    let refused = class.lab("next", &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("lab revive"), "{refused:?}");
+    assert!(class.lab("revive", &[]).status.success());
+    assert!(class.answers("node1/pod2", "10.244.1.2"));
+    assert_eq!(
+        class.run("node1/pod1", "ip route show default"),
+        "",
+        "not routed yet"
+    );
+    assert!(class.lab("next", &[]).status.success());
+    assert!(class.answers("node1/pod1", "10.99.0.1"));
+}
+
+#[test]
+fn a_container_started_by_hand_is_one_of_the_labs() {
     let class = Class::up("again", &["--nodes", "1", "--pods", "1", "--no-ipv6"]);
     end(class.pid("node1/pod1/web").unwrap());
     let exe = super::exe().display().to_string();
-    let command = format!(
-        "timeout 20 {exe} lab container web & sleep 0.3; curl -s --retry 20 --retry-delay 0 --retry-connrefused http://10.244.1.2/; kill %1 2>/dev/null; kill $!"
+    let mut typed = std::process::Command::new(super::exe());
+    typed.args(["lab", "sh", "--name", &class.name, "node1/pod1"]);
+    let mut typed = typed
+        .args([&exe, "lab", "container", "web"])
+        .spawn()
+        .unwrap();
+    let said = class.run(
+        "node1/pod1",
+        "curl -s --retry 50 --retry-delay 0 --retry-connrefused http://10.244.1.2/",
     );
-    let said = class.sh("node1/pod1", &command);
+    assert!(said.starts_with("hello 10.244.1.2:"), "{said}");
+    assert!(said.contains("this is node1/pod1/web at "), "{said}");
+    assert_eq!(class.pid("node1/pod1/web"), Some(typed.id()));
+    assert_eq!(class.lab("status", &[]).status.code(), Some(0));
+
+    // Not in a node, whose addresses are not a pod's.
+    let refused = class.sh("node1", &format!("timeout 5 {exe} lab container web"));
+    assert_eq!(refused.status.code(), Some(1));
     assert!(
-        text(&said.stdout).starts_with("hello 10.244.1.2:"),
-        "{said:?}"
+        text(&refused.stderr).contains("this is no pod of a lab"),
+        "{refused:?}"
     );
     let taken = class.sh("node1/pod1", &format!("timeout 5 {exe} lab container echo"));
     assert_eq!(taken.status.code(), Some(1));
@@ -109,4 +209,12 @@ fn a_container_can_be_started_again_by_hand() {
         text(&taken.stderr).contains("cannot listen on port 7"),
         "{taken:?}"
     );
+
+    let down = class.lab("down", &[]);
+    assert!(!text(&down.stderr).contains("still runs"), "{down:?}");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while typed.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it outlives its lab");
+        sleep(Duration::from_millis(5));
+    }
 }

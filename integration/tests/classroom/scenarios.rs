@@ -135,6 +135,22 @@ fn no_lease_is_solved_by_the_lease() {
         let class = play("no-lease", backend);
         class.unsolved("node1/pod1 hears nothing from node2/pod1");
         class.unsolved("node2 is degraded");
+        let shown = class.lab("status", &[]);
+        assert_eq!(shown.status.code(), Some(4));
+        let said = text(&shown.stdout);
+        assert!(
+            said.contains(" ! node2 ") && said.contains("no lease for this node"),
+            "{said}"
+        );
+        assert!(said.contains(" ✓ node1 "), "{said}");
+        let status = class.status();
+        assert_eq!(
+            (&status["whole"], &status["well"]),
+            (&true.into(), &false.into())
+        );
+        assert_eq!(status["nodes"][1]["state"], "degraded");
+        let reason = status["nodes"][1]["reasons"][0].as_str().unwrap();
+        assert!(reason.starts_with("no lease for this node"), "{reason}");
         let told = class.sh("node1/pod1", "ping -c 1 -W 1 10.244.2.2");
         assert!(
             text(&told.stdout).contains("From 10.244.1.0 icmp_seq=1 Destination Net Unreachable"),
@@ -231,6 +247,53 @@ fn spoof_is_solved_where_the_cable_is_known() {
 }
 
 #[test]
+fn every_pod_and_both_families_are_graded() {
+    let both = |scenario: &str| {
+        let options = [
+            "--nodes",
+            "2",
+            "--pods",
+            "2",
+            "--ipv6",
+            "--scenario",
+            scenario,
+        ];
+        Class::up(scenario, &options)
+    };
+    let class = both("mtu");
+    class.unsolved("from node1/pod2 to node2/pod2 by IPv6");
+    class.run("underlay", "ip link set node2 mtu 1500");
+    class.solved();
+    for (family, ip, by) in [
+        ("ip", "10.244.2.3", ""),
+        ("ip6", "fd00:10:244:2::3", " by IPv6"),
+    ] {
+        class.run(
+            "node2",
+            &format!(
+                "nft add table {family} cut; \
+                 nft 'add chain {family} cut forward {{ type filter hook forward priority 0; }}'; \
+                 nft add rule {family} cut forward {family} daddr {ip} drop"
+            ),
+        );
+        class.unsolved(&format!("node1/pod2 hears nothing from node2/pod2{by}"));
+        class.run("node2", "nft flush ruleset");
+    }
+    class.solved();
+    for name in ["", "/web", "/echo"] {
+        let pid = class.pid(&format!("node1/pod2{name}")).unwrap();
+        kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    class.unsolved("node1/pod2 is dead");
+    drop(class);
+
+    let class = both("spoof");
+    class.unsolved("node1 believes a datagram in the name of node2 by IPv6");
+    class.run("underlay", "ip link set intruder down");
+    class.solved();
+}
+
+#[test]
 fn a_grade_is_for_people_too_and_gives_nothing_away() {
     let class = play("mtu", "vxlan");
     let done = class.lab("grade", &[]);
@@ -259,6 +322,13 @@ fn a_grade_is_for_people_too_and_gives_nothing_away() {
         text(&shown.stdout).starts_with("mtu: ping works, a download hangs"),
         "{shown:?}"
     );
+    // The name may stand in either place.
+    assert_eq!(
+        scenario(&["--name", &class.name, "show"]).stdout,
+        shown.stdout
+    );
+    let hint = format!("`overlayd lab scenario hint 1 --name {}`", class.name);
+    assert!(text(&shown.stderr).contains(&hint), "{shown:?}");
     let mut hints = Vec::new();
     for number in 1..=4 {
         let hint = scenario(&["hint", &number.to_string(), "--name", &class.name]);

@@ -56,6 +56,56 @@ fn each_stage_brings_what_it_says() {
     }
 }
 
+#[test]
+fn what_fails_in_an_early_stage_names_the_next() {
+    let class = Class::up(
+        "missing",
+        &["--nodes", "1", "--pods", "1", "--stage", "isolated"],
+    );
+    let next = format!("`overlayd lab next --name {}`", class.name);
+    let lost = class.sh("node1/pod1", "ping -c 1 -W 1 10.244.1.1");
+    assert_eq!(lost.status.code(), Some(2), "ping's own: {lost:?}");
+    let said = text(&lost.stderr);
+    assert!(
+        said.contains("built to stage isolated") && said.contains(&next),
+        "{said}"
+    );
+    // Who was killed says so as a shell does; who did well is left alone.
+    let killed = class.sh("node1", "kill -TERM $$");
+    assert_eq!(killed.status.code(), Some(128 + 15));
+    let well = class.sh("node1", "echo well");
+    assert_eq!((text(&well.stdout), text(&well.stderr)), ("well\n", ""));
+    let shown = class.lab("status", &[]);
+    assert!(text(&shown.stdout).contains("no overlayd yet"), "{shown:?}");
+    assert!(text(&shown.stderr).contains(&next), "{shown:?}");
+}
+
+#[test]
+fn commands_that_would_collide_with_a_lab_are_not_given_without_a_word() {
+    let shape = ["--nodes", "1", "--pods", "1", "--explain"];
+    let class = Class::named("twice");
+    let built = class.lab("up", &shape);
+    assert!(
+        text(&built.stderr).contains("--dry-run --name other"),
+        "{built:?}"
+    );
+    let again = class.lab("up", &shape);
+    assert_eq!((again.status.code(), text(&again.stdout)), (Some(1), ""));
+    assert!(
+        text(&again.stderr).contains("--dry-run --name other"),
+        "{again:?}"
+    );
+    let dry = class.lab("up", &[&shape[..], &["--dry-run"]].concat());
+    assert!(dry.status.success());
+    assert!(
+        text(&dry.stderr).contains("would collide") && text(&dry.stderr).contains("`--name other`"),
+        "{dry:?}"
+    );
+    drop(class.lab("down", &[]));
+    let free = class.lab("up", &[&shape[..], &["--dry-run"]].concat());
+    assert!(!text(&free.stderr).contains("collide"), "{free:?}");
+}
+
 /// What a kernel holds of a namespace, without what chance decides: numbers of links, addresses made up by them.
 fn state(class: &Class, place: &str) -> BTreeMap<String, Value> {
     let json = |command: &str| -> Value {

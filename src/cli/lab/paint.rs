@@ -43,6 +43,11 @@ impl Paint {
         }
     }
 
+    /// Neither good nor lost.
+    pub(super) fn doubt(self) -> String {
+        self.paint("33;1", "!")
+    }
+
     fn paint(self, code: &str, text: &str) -> String {
         if self.colour && !text.is_empty() {
             format!("\x1b[{code}m{text}\x1b[0m")

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::paint::Paint;
 use super::up::wrapped;
-use super::{DEFAULT_NAME, Exit, LAB_NAME, exe, name_option, on_signal, say};
+use super::{Exit, exe, name_option, on_signal, say};
 use crate::lab::scenario;
 use crate::lab::topology::{self, Lab, Scenario};
 
@@ -35,25 +35,17 @@ pub(super) struct Which {
     /// The scenario [default: the one that is played in the lab]
     #[arg(value_enum)]
     scenario: Option<Scenario>,
-    /// The lab's name
-    #[arg(long, env = LAB_NAME, default_value = DEFAULT_NAME)]
-    name: String,
 }
 
 impl Which {
-    fn get(&self) -> Result<Scenario> {
+    fn get(&self, lab: &str) -> Result<Scenario> {
         if let Some(scenario) = self.scenario {
             return Ok(scenario);
         }
-        let lab = topology::status(&self.name)
+        let found = topology::status(lab)
             .context("say which scenario (`overlayd lab scenario ls` lists them)")?;
-        let played = lab.spec.scenario;
-        played.with_context(|| {
-            format!(
-                "no scenario is played in lab {:?}: say which one",
-                self.name
-            )
-        })
+        let played = found.spec.scenario;
+        played.with_context(|| format!("no scenario is played in lab {lab:?}: say which one"))
     }
 }
 
@@ -67,7 +59,7 @@ impl Command {
     }
 }
 
-pub(super) fn main(command: &Command) -> Result<Exit> {
+pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
     let paint = Paint::stdout();
     match command {
         Command::Ls => {
@@ -81,7 +73,7 @@ pub(super) fn main(command: &Command) -> Result<Exit> {
             eprintln!("\noverlayd lab up --scenario NAME   builds one");
         }
         Command::Show { which } => {
-            let scenario = which.get()?;
+            let scenario = which.get(lab)?;
             let story = scenario.story();
             say(paint.bold(&format!("{scenario}: {}\n", story.title)));
             say(wrapped(story.told, WIDTH).join("\n"));
@@ -92,16 +84,16 @@ pub(super) fn main(command: &Command) -> Result<Exit> {
                     wrapped(question, WIDTH - 5).join("\n     ")
                 ));
             }
-            let option = name_option(&which.name);
+            let option = name_option(lab);
             eprintln!(
-                "\nThen look, mend it, and ask `overlayd lab grade{option}`. `overlayd lab scenario hint 1` is the first of \
-                 {} hints;\nthe explanation is in {}.",
+                "\nThen look, mend it, and ask `overlayd lab grade{option}`. `overlayd lab scenario hint 1{option}` is the \
+                 first of {} hints;\nthe explanation is in {}.",
                 story.hints.len(),
                 story.chapter
             );
         }
         Command::Hint { number, which } => {
-            let scenario = which.get()?;
+            let scenario = which.get(lab)?;
             let hints = scenario.story().hints;
             let Some(hint) = hints.get(usize::from(*number) - 1) else {
                 bail!(

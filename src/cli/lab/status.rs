@@ -5,16 +5,18 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::paint::Paint;
-use super::{Exit, say, shape_of};
-use crate::lab::topology::{self, Stage};
-use crate::observe::client;
+use super::up::wrapped;
+use super::{Exit, name_option, say, shape_of};
+use crate::lab::topology::{self, NodeStatus, PodStatus, Stage, Status};
 
 /// Version of what `lab status --json` prints.
 const VERSION: u32 = 1;
+/// Columns of a daemon's reasons.
+const WIDTH: usize = 90;
 
 pub(super) fn main(name: &str, json: bool) -> Result<Exit> {
     let status = topology::status(name)?;
-    let exit = if status.is_whole() {
+    let exit = if status.is_well() {
         Exit::Ok
     } else {
         Exit::Degraded
@@ -23,6 +25,7 @@ pub(super) fn main(name: &str, json: bool) -> Result<Exit> {
         let mut value = serde_json::to_value(&status)?;
         value["version"] = VERSION.into();
         value["whole"] = status.is_whole().into();
+        value["well"] = status.is_well().into();
         say(format_args!("{value:#}"));
         return Ok(exit);
     }
@@ -41,49 +44,78 @@ pub(super) fn main(name: &str, json: bool) -> Result<Exit> {
     }
     say(paint.bold(&format!("{headline}{built}\n")));
     for node in &status.nodes {
-        let daemon = match node.daemon {
-            Some(pid) => {
-                let state = client::status(&node.socket).map_or_else(
-                    |error| error.to_string(),
-                    |answer| answer["state"].as_str().unwrap_or("unknown").to_owned(),
-                );
-                format!("overlayd {state}, pid {pid}")
-            }
-            None if status.spec.runs_daemons() => {
-                format!("no overlayd: its log is {}", node.log.display())
-            }
-            None => "no overlayd".to_owned(),
-        };
-        let good = node.present && (node.daemon.is_some() || !status.spec.runs_daemons());
-        let present = if node.present {
-            ""
-        } else {
-            ", its namespace is gone"
-        };
-        say(format!(
-            " {} {:12} {:36} {daemon}{present}",
-            paint.verdict(good),
-            node.name,
-            join(&node.public_ips)
-        ));
+        say_node(&status, node, paint);
         for pod in &node.pods {
-            let process = |name: &str, pid: Option<u32>| match pid {
-                Some(pid) => format!("{name} {pid}"),
-                None => format!("no {name}"),
-            };
-            let containers = pod.containers.iter();
-            let inside = std::iter::once(process("holder", pod.holder))
-                .chain(containers.map(|container| process(&container.name, container.pid)));
-            let inside = inside.collect::<Vec<_>>().join(", ");
             let place = format!("{}/{}", node.name, pod.name);
-            say(format!(
-                " {} {place:12} {:36} {inside}",
-                paint.verdict(pod.is_whole()),
-                join(&pod.ips)
-            ));
+            let mark = paint.verdict(pod.is_whole());
+            row(&mark, &place, &join(&pod.ips), &inside(pod));
         }
     }
+    if let Some(intruder) = &status.intruder {
+        let mark = paint.verdict(intruder.present);
+        let what = if intruder.present {
+            "a host on the underlay that is no node"
+        } else {
+            "its namespace is gone"
+        };
+        row(&mark, "intruder", &intruder.ip.to_string(), what);
+    }
+    let option = name_option(name);
+    if status.complete && !status.is_whole() {
+        eprintln!("\n`overlayd lab revive{option}` starts again what has died");
+    } else if status.spec.stage < Stage::Overlay {
+        eprintln!("\n`overlayd lab next{option}` builds the next stage");
+    }
     Ok(exit)
+}
+
+fn row(mark: &str, place: &str, addresses: &str, text: &str) {
+    say(format!(" {mark} {place:12} {addresses:36} {text}"));
+}
+
+fn say_node(status: &Status, node: &NodeStatus, paint: Paint) {
+    let wanted = status.spec.runs_daemons();
+    let daemon = match (node.daemon, &node.state) {
+        (Some(pid), Some(state)) => format!("overlayd {state}, pid {pid}"),
+        (Some(pid), None) => format!("overlayd does not answer, pid {pid}"),
+        (None, _) if wanted => format!("no overlayd: its log is {}", node.log.display()),
+        (None, _) if status.spec.daemons => "no overlayd yet".to_owned(),
+        (None, _) => "no overlayd".to_owned(),
+    };
+    let present = if node.present {
+        ""
+    } else {
+        ", its namespace is gone"
+    };
+    let mark = match &node.state {
+        _ if !node.present => paint.verdict(false),
+        Some(_) if !node.is_well() => paint.doubt(),
+        None if wanted => paint.verdict(false),
+        _ => paint.verdict(true),
+    };
+    let text = format!("{daemon}{present}");
+    row(&mark, &node.name, &join(&node.public_ips), &text);
+    for line in node
+        .reasons
+        .iter()
+        .flat_map(|reason| wrapped(reason, WIDTH))
+    {
+        say(format!("       {line}"));
+    }
+}
+
+fn inside(pod: &PodStatus) -> String {
+    if pod.is_dead() {
+        return "dead: its processes have ended, its namespace is gone".to_owned();
+    }
+    let process = |name: &str, pid: Option<u32>| match pid {
+        Some(pid) => format!("{name} {pid}"),
+        None => format!("no {name}"),
+    };
+    let containers = pod.containers.iter();
+    let all = std::iter::once(process("holder", pod.holder))
+        .chain(containers.map(|container| process(&container.name, container.pid)));
+    all.collect::<Vec<_>>().join(", ")
 }
 
 fn join(ips: &[IpAddr]) -> String {

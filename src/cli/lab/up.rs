@@ -11,6 +11,13 @@ use crate::lab::topology::{self, Interrupted, Lab, Spec, Stage};
 
 pub(super) fn up(spec: Spec, explain: bool) -> Result<Exit> {
     let (exe, cancel, start) = (exe()?, on_signal()?, Instant::now());
+    if explain && topology::exists(&spec.name) {
+        bail!(
+            "there is a lab {:?} already, and commands for it would collide with it: `overlayd lab up --explain --dry-run \
+             --name other` prints those for another, and builds nothing",
+            spec.name
+        );
+    }
     Lab::check(&spec)?;
     eprintln!("building lab {:?}: {} ...", spec.name, shape_of(&spec));
     if explain {
@@ -26,6 +33,11 @@ pub(super) fn up(spec: Spec, explain: bool) -> Result<Exit> {
     }
     if lab.spec().stage == Stage::Overlay {
         say(demo::draw(lab.spec()));
+    }
+    if explain {
+        eprintln!(
+            "(Done already. To type them yourself, beside this lab: `overlayd lab up --explain --dry-run --name other`.)"
+        );
     }
     eprintln!(
         "up after {:.2} s. Now for example:",
@@ -49,14 +61,9 @@ fn hints(spec: &Spec) {
         let status = format!("sh{option} node1 overlayd status");
         hints.push((status, "what the daemon of a node says"));
     }
-    if let Some(scenario) = spec.scenario {
-        hints.insert(
-            0,
-            (
-                format!("scenario show {scenario}"),
-                "what you are told, and asked",
-            ),
-        );
+    if spec.scenario.is_some() {
+        let show = format!("scenario show{option}");
+        hints.insert(0, (show, "what you are told, and asked"));
         hints.push((format!("grade{option}"), "is it mended?"));
     }
     if spec.stage < Stage::Overlay {
@@ -76,6 +83,13 @@ pub(super) fn explain_only(spec: &Spec) -> Result<Exit> {
     spec.validate()?;
     let stages = Stage::ALL.into_iter().filter(|stage| *stage <= spec.stage);
     say(explained(spec, stages).trim_end());
+    if topology::exists(&spec.name) {
+        eprintln!(
+            "There is a lab {:?}: these commands would collide with its namespaces. With `--name other` they are for names \
+             of their own.\n",
+            spec.name
+        );
+    }
     let removal = topology::removal(spec, spec.stage);
     eprintln!(
         "Nothing was built. What you build with these commands goes away with:\n\n{}",
@@ -143,8 +157,9 @@ pub(super) fn restart(name: &str, nodes: &[String]) -> Result<Exit> {
     let mut lab = Lab::load(name, &exe()?)?;
     if !lab.spec().runs_daemons() {
         bail!(
-            "lab {name:?} is built to stage {}, without overlayd: `overlayd lab next` goes on",
-            lab.spec().stage
+            "lab {name:?} is built to stage {}, without overlayd: `overlayd lab next{}` goes on",
+            lab.spec().stage,
+            name_option(name)
         );
     }
     let known = |node: &String| lab.nodes().iter().any(|there| there.name == *node);
@@ -163,6 +178,18 @@ pub(super) fn restart(name: &str, nodes: &[String]) -> Result<Exit> {
         lab.stop_daemon(number)?;
         lab.start_daemon(number)?;
         eprintln!("overlayd on node{number} answers again");
+    }
+    Ok(Exit::Ok)
+}
+
+/// Starts again what has died.
+pub(super) fn revive(name: &str) -> Result<Exit> {
+    let revived = Lab::load(name, &exe()?)?.revive()?;
+    if revived.is_empty() {
+        eprintln!("in lab {name:?} nothing is dead");
+    }
+    for place in revived {
+        eprintln!("{place} lives again");
     }
     Ok(Exit::Ok)
 }

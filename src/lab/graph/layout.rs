@@ -8,7 +8,7 @@ const NODE: f64 = 384.0;
 /// Between nodes, and around the whole.
 pub(super) const GAP: f64 = 18.0;
 /// From a node's left edge to its boxes.
-const INSET: f64 = 12.0;
+pub(super) const INSET: f64 = 12.0;
 /// From a node's right edge to its boxes: the cable that passes the daemon by runs there.
 const BYPASS: f64 = 30.0;
 /// Between the boxes of a node.
@@ -96,6 +96,8 @@ pub(super) fn number(count: usize) -> f64 {
 impl<'a> Layout<'a> {
     pub(super) fn of(picture: &'a Picture) -> Self {
         let nodes = &picture.topology.nodes;
+        let strangers = nodes.iter().position(|node| node.stranger);
+        let (nodes, strangers) = nodes.split_at(strangers.unwrap_or(nodes.len()));
         let across = match nodes.len() {
             0..=3 => nodes.len().max(1),
             4 => 2,
@@ -108,7 +110,7 @@ impl<'a> Layout<'a> {
             buses: Vec::new(),
             lanes: picture.ways.len().min(LANES),
         };
-        for row in nodes.chunks(across) {
+        for row in nodes.chunks(across).chain(strangers.chunks(across)) {
             let bus = layout.height + 24.0;
             let top = bus + DROP;
             let mut bottom = top;

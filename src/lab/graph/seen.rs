@@ -39,9 +39,7 @@ impl Found {
             .iter()
             .filter(|address| address.ifindex == link.index && address.scope != SCOPE_LINK);
         let lines = own.map(|address| format!("{}/{}", address.ip, address.prefix_len));
-        let mut part = Part::new(name, kind).mtu(link.mtu).lines(lines);
-        part.on = link.up;
-        Some(part)
+        Some(Part::new(name, kind).mtu(link.mtu).lines(lines).on(link.up))
     }
 
     /// The routes into the bridge and into the overlay, those for IPv4 first. What IPv6 adds for each link and each
@@ -75,9 +73,24 @@ impl Topology {
             if let Some(part) = found.part(&drawn.underlay.name, &drawn.underlay.kind) {
                 drawn.underlay = part;
             }
-            for (node, there) in drawn.nodes.iter_mut().zip(lab.nodes()) {
+            let spec = lab.spec();
+            for node in &mut drawn.nodes {
+                node.port = found.part(&node.name, "");
+                if node.stranger {
+                    let namespace = lab.place(&node.name)?;
+                    node.eth = Found::in_namespace(&namespace)
+                        .await?
+                        .part("eth0", "no node");
+                    continue;
+                }
+                let there = lab.node(node.number)?;
                 see(node, there).await?;
-                node.daemon = daemon(lab, there)?.or_else(|| off(node.daemon.take()));
+                let instead = if spec.runs_daemons() {
+                    "off"
+                } else {
+                    "not yet: `overlayd lab next`"
+                };
+                node.daemon = daemon(lab, there)?.or_else(|| off(node.daemon.take(), instead));
             }
             Ok(drawn)
         })
@@ -85,9 +98,10 @@ impl Topology {
 }
 
 /// The part that should be there, and is not.
-fn off(part: Option<Part>) -> Option<Part> {
+fn off(part: Option<Part>, instead: &str) -> Option<Part> {
     part.map(|part| Part {
-        on: false,
+        off: Some(instead.to_owned()),
+        kind: String::new(),
         lines: Vec::new(),
         mtu: None,
         ..part
@@ -105,13 +119,13 @@ async fn see(node: &mut Node, there: &topology::Node) -> Result<()> {
     node.tun = tun.and_then(|tun| found.part(&tun.name, "TUN"));
     node.kernel = Some(Part::new("kernel", "routes").lines(found.routes()));
     let bridge = found.link("cni0").map(|link| link.index);
-    // One that is dead has no namespace, and no cable.
-    let lives = |number| there.pods().iter().any(|pod| pod.number == number);
-    for pod in node.pods.iter_mut().filter(|pod| !lives(pod.number)) {
-        (pod.eth, pod.veth, pod.plugged) = (None, None, false);
-    }
-    for there in there.pods() {
-        let Some(pod) = node.pods.iter_mut().find(|pod| pod.number == there.number) else {
+    for pod in &mut node.pods {
+        let Some(there) = there.pods().iter().find(|there| there.number == pod.number) else {
+            pod.eth = Some(Part {
+                off: Some("dead".to_owned()),
+                ..Part::default().lines(["`overlayd lab revive`"])
+            });
+            pod.veth = None;
             continue;
         };
         pod.veth = found.part(&there.veth, "");

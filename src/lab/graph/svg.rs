@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Formatter, Write as _};
 
-use super::layout::{Frame, GAP, LANES, LINE, Layout, Placed, PlacedNode, PlacedPod, Spot, number};
+use super::layout::{
+    Frame, GAP, INSET, LANES, LINE, Layout, Placed, PlacedNode, PlacedPod, Spot, number,
+};
 use super::{Look, Part, Picture, Point, Way};
 
 /// Of a line of text, in viewBox units.
@@ -244,13 +246,21 @@ impl Canvas {
             name,
         );
 
-        let x = frame.x + 12.0 + layout.cable_x();
+        let x = frame.x + INSET + layout.cable_x();
         if let Some(eth) = placed
             .boxes
             .first()
             .filter(|first| matches!(first.point, Point::Eth { .. }))
         {
             self.cable(&[(x, placed.bus), (x, eth.frame.y)]);
+        }
+        if let Some(port) = &placed.node.port {
+            // Right of the cable, and of the ways along it.
+            let beside = layout.text_x().max(layout.cable_x() + 7.0);
+            let at = (frame.x + INSET + beside, frame.y - 4.0);
+            let label = format!("port {}  {}", port.name, state(port));
+            let room = frame.right() - at.0;
+            self.text(at, SMALL, Anchor::Start, false, fit(&label, room, SMALL));
         }
         for pair in placed.boxes.windows(2) {
             self.link(x, &pair[0], &pair[1]);
@@ -268,6 +278,14 @@ impl Canvas {
     fn link(&mut self, x: f64, upper: &Placed<'_>, lower: &Placed<'_>) {
         let ends = [(x, upper.frame.bottom()), (x, lower.frame.y)];
         let label = match (upper.point, lower.point) {
+            // What is not there leads nowhere.
+            (Point::Eth { .. }, Point::Daemon { .. })
+            | (Point::Daemon { .. }, Point::Tun { .. })
+                if upper.part.off.is_some() || lower.part.off.is_some() =>
+            {
+                return;
+            }
+            (Point::Daemon { .. }, Point::Kernel { .. }) => return,
             (Point::Eth { .. }, Point::Daemon { .. }) => Some("UDP socket"),
             (Point::Daemon { .. }, Point::Tun { .. }) => Some("read, write"),
             // Nothing leads from the interface of a node into a bridge that it does not route to.
@@ -309,12 +327,12 @@ impl Canvas {
     fn part(&mut self, layout: &Layout<'_>, placed: &Placed<'_>) {
         let (part, frame) = (placed.part, placed.frame);
         let program = matches!(placed.point, Point::Daemon { .. });
-        let fill = if program { "#e4e4e4" } else { "#ffffff" };
-        let dashes = if part.on {
-            ""
+        let fill = if program && part.off.is_none() {
+            "#e4e4e4"
         } else {
-            r#" stroke-dasharray="6 4""#
+            "#ffffff"
         };
+        let dashes = dashes(part);
         let style = format!(r##"fill="{fill}" stroke="#000000" stroke-width="1.2"{dashes}"##);
         self.rect(frame, if program { 14.0 } else { 3.0 }, &style);
         self.inscribe(part, &part.name, frame, layout.text_x());
@@ -325,11 +343,7 @@ impl Canvas {
         let x = frame.x + text_x;
         let right = frame.right() - 10.0;
         let room = right - x;
-        let mtu = if part.on {
-            mtu(part.mtu)
-        } else {
-            "off".to_owned()
-        };
+        let mtu = state(part);
         let y = frame.y + 18.0;
         let left = room - (number(mtu.chars().count()) + 1.0) * SIZE * ADVANCE;
         let name = fit(name, left, SIZE);
@@ -350,18 +364,16 @@ impl Canvas {
 
     fn pod(&mut self, layout: &Layout<'_>, x: f64, node: &PlacedNode<'_>, placed: &PlacedPod<'_>) {
         let (pod, frame) = (placed.pod, placed.frame);
-        let style = r##"fill="#ffffff" stroke="#000000" stroke-width="1.2""##;
-        self.rect(frame, 10.0, style);
-        let nothing = Part {
-            on: true,
-            ..Part::default()
+        let nothing = Part::default();
+        let eth = pod.eth.as_ref().unwrap_or(&nothing);
+        let dashes = dashes(eth);
+        let style = format!(r##"fill="#ffffff" stroke="#000000" stroke-width="1.2"{dashes}"##);
+        self.rect(frame, 10.0, &style);
+        let name = match &pod.eth {
+            None => format!("{}  no interface", pod.name),
+            Some(eth) => format!("{} {}", pod.name, eth.name).trim_end().to_owned(),
         };
-        let eth = pod.eth.as_ref();
-        let name = eth.map_or_else(
-            || format!("{}  no interface", pod.name),
-            |eth| format!("{} {}", pod.name, eth.name),
-        );
-        self.inscribe(eth.unwrap_or(&nothing), &name, frame, layout.pod_text_x());
+        self.inscribe(eth, &name, frame, layout.pod_text_x());
         let Some(veth) = &pod.veth else {
             return;
         };
@@ -384,11 +396,7 @@ impl Canvas {
             false,
             label,
         );
-        let state = if veth.on {
-            mtu(veth.mtu)
-        } else {
-            "off".to_owned()
-        };
+        let state = state(veth);
         self.text(
             (frame.x - 5.0, y + clearance + 8.0),
             10.0,
@@ -471,6 +479,20 @@ impl Canvas {
             y += LINE + 1.0;
         }
         self.height = y + 4.0;
+    }
+}
+
+/// The MTU, or what the part is instead of being on.
+fn state(part: &Part) -> String {
+    part.off.clone().unwrap_or_else(|| mtu(part.mtu))
+}
+
+/// How the edge of a part is drawn that is not on.
+fn dashes(part: &Part) -> &'static str {
+    if part.off.is_some() {
+        r#" stroke-dasharray="6 4""#
+    } else {
+        ""
     }
 }
 

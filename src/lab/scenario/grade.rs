@@ -1,6 +1,7 @@
 //! Is a scenario's lab right now? What packets do decides, whatever was done to make them do it.
 
-use std::net::{IpAddr, UdpSocket};
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -20,6 +21,10 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const TRANSFER: Duration = Duration::from_secs(3);
 /// Enough that no transfer of it fits into the first packets of a connection.
 const BULK: u64 = 1 << 18;
+/// How many things that are wrong are named; the others are counted.
+const LISTED: usize = 6;
+/// How many pairs of pods are looked at at the same time, each by a thread.
+const AT_ONCE: usize = 64;
 
 /// How a lab was found.
 #[derive(Clone, Debug, Serialize)]
@@ -83,6 +88,25 @@ pub fn grade(lab: &Lab, cancel: &Cancel, tell: &mut dyn FnMut(&Check)) -> Result
     })
 }
 
+/// Two pods of two nodes, and their addresses of one family.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    nodes: (&'a Node, &'a Node),
+    from: &'a Pod,
+    to: &'a Pod,
+    /// The sender's.
+    own: IpAddr,
+    /// The receiver's.
+    ip: IpAddr,
+}
+
+impl Pair<'_> {
+    /// What tells the families apart, where a message needs to.
+    fn family(&self) -> &'static str {
+        if self.ip.is_ipv6() { " by IPv6" } else { "" }
+    }
+}
+
 struct Grader<'a> {
     lab: &'a Lab,
     cancel: &'a Cancel,
@@ -101,25 +125,39 @@ impl<'a> Grader<'a> {
     fn verdict(&mut self, good: &str, bad: &str, list: &[String]) {
         match list {
             [] => self.check(true, good.to_owned()),
-            list => self.check(false, format!("{bad}: {}", list.join(", "))),
+            list => {
+                let shown = list.iter().take(LISTED).cloned();
+                let more = list.len().saturating_sub(LISTED);
+                let more = (more > 0).then(|| format!("and {more} more"));
+                let shown: Vec<_> = shown.chain(more).collect();
+                self.check(false, format!("{bad}: {}", shown.join(", ")));
+            }
         }
     }
 
-    /// The first pods of two nodes, in both directions.
-    fn pairs(&self) -> Result<Vec<(&'a Pod, &'a Pod)>> {
-        let first = |node: &'a Node| node.pods().first().context("a node has no pod");
+    /// From every node to every other; each pod sends to one pod there and hears from one, in each of its families.
+    fn pairs(&self) -> Vec<Pair<'a>> {
         let mut pairs = Vec::new();
         for from in self.lab.nodes() {
-            for to in self
-                .lab
-                .nodes()
-                .iter()
-                .filter(|to| to.number != from.number)
-            {
-                pairs.push((first(from)?, first(to)?));
+            let others = self.lab.nodes().iter();
+            for to in others.filter(|to| to.number != from.number) {
+                let most = from.pods().len().max(to.pods().len());
+                let senders = from.pods().iter().cycle();
+                for (sender, receiver) in senders.zip(to.pods().iter().cycle()).take(most) {
+                    let v6 = sender.ipv6.zip(receiver.ipv6);
+                    let v6 = v6.map(|(own, ip)| (IpAddr::from(own), IpAddr::from(ip)));
+                    let families = [Some((sender.ip.into(), receiver.ip.into())), v6];
+                    pairs.extend(families.into_iter().flatten().map(|(own, ip)| Pair {
+                        nodes: (from, to),
+                        from: sender,
+                        to: receiver,
+                        own,
+                        ip,
+                    }));
+                }
             }
         }
-        Ok(pairs)
+        pairs
     }
 
     fn daemons(&mut self) {
@@ -141,25 +179,35 @@ impl<'a> Grader<'a> {
     /// Looks at all pairs at the same time, since what hangs takes its time; returns what is wrong with them.
     fn of_pairs(
         &self,
-        look: impl Fn(&Pod, &Pod) -> Result<Option<String>> + Sync,
+        look: impl Fn(&Pair<'_>) -> Result<Option<String>> + Sync,
     ) -> Result<Vec<String>> {
-        let pairs = self.pairs()?;
-        let found: Vec<_> = std::thread::scope(|scope| {
-            let look = &look;
-            let threads: Vec<_> = pairs
-                .into_iter()
-                .map(|(from, to)| scope.spawn(move || look(from, to)))
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().map(join).collect()
-        });
-        self.cancel.check()?;
-        let found: Vec<Option<String>> = found.into_iter().collect::<Result<_>>()?;
-        Ok(found.into_iter().flatten().collect())
+        let (pairs, look) = (self.pairs(), &look);
+        let mut wrong: Vec<String> = Vec::new();
+        for pairs in pairs.chunks(AT_ONCE) {
+            let found: Vec<_> = std::thread::scope(|scope| {
+                let looks = pairs.iter().map(|pair| scope.spawn(move || look(pair)));
+                let threads: Vec<_> = looks.collect();
+                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                threads.into_iter().map(join).collect()
+            });
+            self.cancel.check()?;
+            let found: Vec<Option<String>> = found.into_iter().collect::<Result<_>>()?;
+            wrong.extend(found.into_iter().flatten());
+        }
+        // Pods of the same nodes may have the same to say.
+        let mut said = HashSet::new();
+        wrong.retain(|text| said.insert(text.clone()));
+        Ok(wrong)
+    }
+
+    /// Who is dead answers nobody.
+    fn dead(&self) -> Vec<String> {
+        let pods = self.lab.nodes().iter().flat_map(Node::dead_pods);
+        pods.map(|pod| format!("{} is dead", pod.place)).collect()
     }
 
     fn pings(&mut self) -> Result<()> {
@@ -168,11 +216,13 @@ impl<'a> Grader<'a> {
             cancel: self.cancel.clone(),
             ..PingOpts::default()
         };
-        let bad = self.of_pairs(|from, to| {
-            let report = from.netns().run(|| ping(to.ip.into(), &opts))??;
-            let lost = format!("{} hears nothing from {}", from.place, to.place);
+        let mut bad = self.dead();
+        bad.extend(self.of_pairs(|pair| {
+            let report = pair.from.netns().run(|| ping(pair.ip, &opts))??;
+            let (from, to, by) = (&pair.from.place, &pair.to.place, pair.family());
+            let lost = format!("{from} hears nothing from {to}{by}");
             Ok((report.received == 0).then_some(lost))
-        })?;
+        })?);
         self.verdict(
             "pods of all nodes answer each other's pings",
             "pings are lost",
@@ -188,14 +238,15 @@ impl<'a> Grader<'a> {
             cancel: self.cancel.clone(),
             ..TcpOpts::default()
         };
-        let bad = self.of_pairs(|from, to| {
-            let ip = IpAddr::from(to.ip);
-            let server = to.netns().run(|| TcpServer::bind((ip, 0).into()))??;
+        let bad = self.of_pairs(|pair| {
+            let (from, to) = (pair.from, pair.to);
+            let server = to.netns().run(|| TcpServer::bind((pair.ip, 0).into()))??;
             let transfer = from
                 .netns()
                 .run(|| tcp_transfer(server.local_addr(), BULK, 0, &opts))?;
             let good = transfer.is_ok_and(|transfer| transfer.is_intact());
-            Ok((!good).then(|| format!("from {} to {}", from.place, to.place)))
+            let by = pair.family();
+            Ok((!good).then(|| format!("from {} to {}{by}", from.place, to.place)))
         })?;
         self.verdict(
             "TCP carries data from every node to every other",
@@ -210,21 +261,21 @@ impl<'a> Grader<'a> {
         let overlay = self.lab.spec().overlay_mtu();
         // As large as an interface of any pod may let through, and between what fits and what should.
         let sizes = [self.lab.spec().mtu, overlay, overlay - super::NARROWER / 2];
-        let bad = self.of_pairs(|from, to| {
+        let bad = self.of_pairs(|pair| {
+            // Of ICMP and of IP.
+            let headers = 8 + if pair.ip.is_ipv6() { 40 } else { 20 };
             for packet in sizes {
                 let opts = PingOpts {
-                    size: usize::from(packet) - 28,
+                    size: usize::from(packet) - headers,
                     fragmenting: Fragmenting::Probe,
                     timeout: PATIENCE,
                     cancel: self.cancel.clone(),
                     ..PingOpts::default()
                 };
-                let report = from.netns().run(|| ping(to.ip.into(), &opts))??;
+                let report = pair.from.netns().run(|| ping(pair.ip, &opts))??;
                 if report.received == 0 && report.errors.is_empty() && report.refusals.is_empty() {
-                    return Ok(Some(format!(
-                        "{packet} bytes from {} to {}",
-                        from.place, to.place
-                    )));
+                    let (from, to, by) = (&pair.from.place, &pair.to.place, pair.family());
+                    return Ok(Some(format!("{packet} bytes from {from} to {to}{by}")));
                 }
             }
             Ok(None)
@@ -238,52 +289,57 @@ impl<'a> Grader<'a> {
         Ok(())
     }
 
-    /// In every node's name to every other's first pod.
+    /// In every pod's name to pods of every other node.
     fn forgeries(&mut self) -> Result<()> {
-        let (mut believed, mut deaf) = (Vec::new(), Vec::new());
         // A stranger who is gone can forge nothing.
         let intruder = self.lab.place("intruder").ok();
         let socket = intruder.map(|intruder| intruder.run(spoof::socket));
         let socket = socket.transpose()?.transpose()?;
-        for (claimed, to) in self.pairs()? {
-            self.cancel.check()?;
-            let of = |pod: &Pod| {
-                let mut nodes = self.lab.nodes().iter();
-                nodes.find(|node| node.pods().iter().any(|own| own.place == pod.place))
-            };
-            let (from, node) = (of(claimed).context("no node")?, of(to).context("no node")?);
-            let listener = to.netns().run(|| UdpSocket::bind((to.ip, 0)))??;
+        let backend = self.lab.spec().backend;
+        let listen = |pair: &Pair<'_>| -> Result<UdpSocket> {
+            let listener = pair.to.netns().run(|| UdpSocket::bind((pair.ip, 0)))??;
             listener.set_read_timeout(Some(Duration::from_millis(50)))?;
+            Ok(listener)
+        };
+        let believed = self.of_pairs(|pair| {
+            let (Some(socket), (claimed, node)) = (&socket, pair.nodes) else {
+                return Ok(None);
+            };
+            let listener = listen(pair)?;
+            let forged = Forged {
+                outer: claimed
+                    .public_ip
+                    .context("a node without an IPv4 address")?,
+                inner: pair.own,
+                node,
+                pod: SocketAddr::new(pair.ip, listener.local_addr()?.port()),
+                payload: b"forged",
+            };
+            // What cannot even be sent does not arrive.
+            let send = || {
+                let _ = forged.send(socket, backend);
+            };
+            let (node, of, by) = (&node.name, &claimed.name, pair.family());
+            let text = format!("{node} believes a datagram in the name of {of}{by}");
+            Ok(arrives(send, &listener, forged.payload).then_some(text))
+        })?;
+        // Who shuts out everybody shuts out the intruder too.
+        let deaf = self.of_pairs(|pair| {
+            let listener = listen(pair)?;
             let at = listener.local_addr()?;
-            if let Some(socket) = &socket {
-                let forged = Forged {
-                    outer: from.public_ip.context("a node without an IPv4 address")?,
-                    inner: claimed.ip,
-                    node,
-                    pod: to.ip,
-                    port: at.port(),
-                    payload: b"forged",
-                };
-                // What cannot even be sent does not arrive.
-                let send = || {
-                    let _ = forged.send(socket, self.lab.spec().backend);
-                };
-                if self.arrives(send, &listener, forged.payload) {
-                    believed.push(format!(
-                        "{} believes a datagram in the name of {}",
-                        node.name, from.name
-                    ));
-                }
-            }
-            // Who shuts out everybody shuts out the intruder too.
-            let sender = claimed.netns().run(|| UdpSocket::bind((claimed.ip, 0)))??;
+            let sender = pair.from.netns().run(|| UdpSocket::bind((pair.own, 0)))??;
             let send = || {
                 let _ = sender.send_to(b"genuine", at);
             };
-            if !self.arrives(send, &listener, b"genuine") {
-                deaf.push(format!("{} gets no datagram of {}", node.name, from.name));
-            }
-        }
+            let (from, to) = pair.nodes;
+            let text = format!(
+                "{} gets no datagram of {}{}",
+                to.name,
+                from.name,
+                pair.family()
+            );
+            Ok((!arrives(send, &listener, b"genuine")).then_some(text))
+        })?;
         let good = if socket.is_some() {
             "nothing that the intruder forges reaches a pod"
         } else {
@@ -294,18 +350,18 @@ impl<'a> Grader<'a> {
         self.verdict(good, "what pods really send by UDP is lost", &deaf);
         Ok(())
     }
+}
 
-    /// Does it arrive, sent again and again for a while?
-    fn arrives(&self, send: impl Fn(), listener: &UdpSocket, payload: &[u8]) -> bool {
-        let until = Instant::now() + PATIENCE;
-        let mut buffer = [0; 64];
-        while Instant::now() < until {
-            send();
-            if matches!(listener.recv_from(&mut buffer), Ok((length, _)) if buffer[..length] == *payload)
-            {
-                return true;
-            }
+/// Does it arrive, sent again and again for a while?
+fn arrives(send: impl Fn(), listener: &UdpSocket, payload: &[u8]) -> bool {
+    let until = Instant::now() + PATIENCE;
+    let mut buffer = [0; 64];
+    while Instant::now() < until {
+        send();
+        if matches!(listener.recv_from(&mut buffer), Ok((length, _)) if buffer[..length] == *payload)
+        {
+            return true;
         }
-        false
     }
+    false
 }

@@ -1,11 +1,11 @@
 //! Encapsulated packets that are forged, as anyone on an underlay can who may choose the source of a datagram.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use encap::{Encapsulation as _, Family, MacAddr, OwnMacs, Vxlan};
 use etherparse::PacketBuilder;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -26,13 +26,11 @@ pub(super) struct Forged<'a> {
     /// What the outer header says who sent it.
     pub outer: Ipv4Addr,
     /// What the inner header says who sent it.
-    pub inner: Ipv4Addr,
+    pub inner: IpAddr,
     /// The node that is to believe it.
     pub node: &'a NodePlan,
-    /// The pod there that is to get it.
-    pub pod: Ipv4Addr,
-    /// And its UDP port.
-    pub port: u16,
+    /// The pod there that is to get it, and its UDP port.
+    pub pod: SocketAddr,
     /// The inner payload.
     pub payload: &'a [u8],
 }
@@ -52,9 +50,19 @@ impl Forged<'_> {
             .public_ip
             .context("the node has no IPv4 address")?;
         let mut inner = Vec::new();
-        PacketBuilder::ipv4(self.inner.octets(), self.pod.octets(), 63)
-            .udp(PORT, self.port)
-            .write(&mut inner, self.payload)?;
+        let (family, header) = match (self.inner, self.pod.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let header = PacketBuilder::ipv4(from.octets(), to.octets(), 63);
+                (Family::V4, header)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let header = PacketBuilder::ipv6(from.octets(), to.octets(), 63);
+                (Family::V6, header)
+            }
+            (from, to) => bail!("{from} and {to} are of two families"),
+        };
+        let header = header.udp(PORT, self.pod.port());
+        header.write(&mut inner, self.payload)?;
         let mut datagram = Vec::new();
         if backend == Backend::Vxlan {
             let mac = |ip: Ipv4Addr| {
@@ -67,7 +75,7 @@ impl Forged<'_> {
                 macs: OwnMacs { v4: own, v6: own },
                 strict: true,
             };
-            datagram.extend_from_slice(end.header(Family::V4, mac(to)).as_slice());
+            datagram.extend_from_slice(end.header(family, mac(to)).as_slice());
         }
         datagram.extend_from_slice(&inner);
         let mut packet = Vec::new();
@@ -115,10 +123,9 @@ pub fn intrude(lab: &str) -> Result<()> {
         for &(outer, inner) in &round {
             let forged = Forged {
                 outer,
-                inner,
+                inner: inner.into(),
                 node,
-                pod,
-                port: ECHO,
+                pod: SocketAddr::new(pod.into(), ECHO),
                 payload: b"are you there?\n",
             };
             // A cable that was pulled may be plugged in again.

@@ -177,10 +177,13 @@ impl Spec {
             );
         }
         if self.scenario.is_some()
-            && (self.has_ipv6() || !self.runs_daemons() || self.nodes < 2 || self.pods < 1)
+            && (self.underlay != Underlay::V4
+                || !self.runs_daemons()
+                || self.nodes < 2
+                || self.pods < 1)
         {
             bail!(
-                "a scenario is played over IPv4 alone, by 2 nodes or more with a pod or more each, in a lab built to its last stage"
+                "a scenario is played over an underlay of IPv4 alone, by 2 nodes or more with a pod or more each, in a lab built to its last stage"
             );
         }
         // Inside, IPv6 needs 1280 bytes (RFC 8200 section 5), IPv4 68 (RFC 791 section 3.2); so does the underlay.

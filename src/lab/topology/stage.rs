@@ -185,6 +185,23 @@ pub(super) fn steps(spec: &Spec, stage: Stage) -> Vec<Step> {
     list.0
 }
 
+/// Those steps of the stages up to the lab's own that make one pod, and its cable.
+pub(super) fn steps_of_pod(spec: &Spec, node: &NodePlan, pod: &PodPlan) -> Vec<Step> {
+    let stages = Stage::ALL.into_iter().filter(|stage| *stage <= spec.stage);
+    let mut steps: Vec<_> = stages.flat_map(|stage| steps(spec, stage)).collect();
+    steps.retain(|step| {
+        let cable = match &step.act {
+            Act::Veth { name: device, .. }
+            | Act::Mtu { device, .. }
+            | Act::Plug { device, .. }
+            | Act::Up { device } => *device == pod.veth,
+            _ => false,
+        };
+        step.place == pod.place || (step.place == node.name && cable)
+    });
+    steps
+}
+
 struct List(Vec<Step>);
 
 impl List {

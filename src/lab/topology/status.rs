@@ -7,14 +7,16 @@ use std::{
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     known,
-    plan::{NodePlan, PodPlan, Spec},
+    plan::{INTRUDER, NodePlan, PodPlan, Scenario, Spec},
 };
 use crate::{
     kernel::NetNs,
     lab::{container::Container, holder, state},
+    observe::client,
 };
 
 /// How a lab is.
@@ -28,6 +30,20 @@ pub struct Status {
     pub spec: Spec,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
+    /// The host on the underlay that is no node, if the lab's scenario has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intruder: Option<IntruderStatus>,
+}
+
+/// How the stranger on the underlay is ([`super::Scenario::Spoof`]). What runs there is nobody's business.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IntruderStatus {
+    /// The name of its namespace.
+    pub namespace: String,
+    /// Its namespace is there.
+    pub present: bool,
+    /// Its address on the underlay.
+    pub ip: Ipv4Addr,
 }
 
 /// How a node of a lab is.
@@ -43,6 +59,10 @@ pub struct NodeStatus {
     pub public_ips: Vec<IpAddr>,
     /// The process id of its overlayd, if it runs.
     pub daemon: Option<u32>,
+    /// How its overlayd says it is: `ok`, `degraded`. Nothing, if it does not answer.
+    pub state: Option<String>,
+    /// Why it is not well, or why it does not answer.
+    pub reasons: Vec<String>,
     /// The control socket of its overlayd.
     pub socket: PathBuf,
     /// The log of its overlayd.
@@ -73,7 +93,31 @@ pub struct ContainerStatus {
     pub pid: Option<u32>,
 }
 
+impl NodeStatus {
+    /// Its overlayd answers, and says that all is as configured.
+    pub fn is_well(&self) -> bool {
+        self.state.as_deref() == Some("ok")
+    }
+
+    fn ask(&mut self) {
+        match client::status(&self.socket) {
+            Ok(answer) => {
+                let text = |value: &Value| value.as_str().map(str::to_owned);
+                let reasons = answer["reasons"].as_array().into_iter().flatten();
+                self.reasons = reasons.filter_map(text).collect();
+                self.state = text(&answer["state"]);
+            }
+            Err(error) => self.reasons = vec![error.to_string()],
+        }
+    }
+}
+
 impl PodStatus {
+    /// Nothing of it runs, so its namespace is gone.
+    pub fn is_dead(&self) -> bool {
+        self.holder.is_none() && self.containers.iter().all(|c| c.pid.is_none())
+    }
+
     /// All its processes run.
     pub fn is_whole(&self) -> bool {
         self.holder.is_some() && self.containers.iter().all(|c| c.pid.is_some())
@@ -88,6 +132,12 @@ impl Status {
             node.present && daemon(node) && node.pods.iter().all(PodStatus::is_whole)
         };
         self.complete && self.nodes.iter().all(node)
+    }
+
+    /// Everything that should run does, and every overlayd is well.
+    pub fn is_well(&self) -> bool {
+        let daemons = self.spec.runs_daemons();
+        self.is_whole() && (!daemons || self.nodes.iter().all(NodeStatus::is_well))
     }
 }
 
@@ -123,16 +173,31 @@ pub fn status(name: &str) -> Result<Status> {
             .flatten()
             .collect(),
         daemon: pid(&plan.name),
+        state: None,
+        reasons: Vec::new(),
         socket: state::dir(name).join(&plan.name).join("overlayd.sock"),
         log: state::dir(name).join(&plan.name).join("overlayd.log"),
         pods: plan.pods.iter().map(pod).collect(),
         name: plan.name,
         namespace: plan.namespace,
     };
+    let mut nodes: Vec<_> = state.spec.node_plans().into_iter().map(node).collect();
+    for node in nodes.iter_mut().filter(|node| node.daemon.is_some()) {
+        node.ask();
+    }
+    let intruder = (state.spec.scenario == Some(Scenario::Spoof)).then(|| {
+        let namespace = state.spec.intruder_namespace();
+        IntruderStatus {
+            present: namespaces.contains(&namespace),
+            ip: INTRUDER,
+            namespace,
+        }
+    });
     Ok(Status {
         name: name.to_owned(),
         complete: state.complete,
-        nodes: state.spec.node_plans().into_iter().map(node).collect(),
+        nodes,
+        intruder,
         spec: state.spec,
     })
 }

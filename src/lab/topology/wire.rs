@@ -98,7 +98,7 @@ impl<'a> Wire<'a> {
             }
             Act::Pod => {
                 let namespace = NetNs::create_unnamed()?;
-                self.populate(place, &namespace)?;
+                self.populate(place, &namespace, &[])?;
                 return self.enter(place, namespace);
             }
             _ => {}
@@ -142,17 +142,34 @@ impl<'a> Wire<'a> {
         Ok(())
     }
 
-    /// A pod's processes: the one that holds the namespace, and the containers that share it.
-    fn populate(&mut self, place: &str, namespace: &NetNs) -> Result<()> {
-        self.start(place, namespace, &["hold"])?;
-        for container in Container::ALL {
+    /// A pod's processes: the one that holds the namespace, and the containers that share it. Those at the places
+    /// that are given run already.
+    pub(super) fn populate(
+        &mut self,
+        place: &str,
+        namespace: &NetNs,
+        there: &[String],
+    ) -> Result<Vec<String>> {
+        let mut wanted = vec![(place.to_owned(), vec!["hold".to_owned()])];
+        wanted.extend(Container::ALL.map(|container| {
             let name = container.to_string();
-            self.start(&format!("{place}/{name}"), namespace, &["container", &name])?;
+            let place = format!("{place}/{name}");
+            (place, vec!["container".to_owned(), name])
+        }));
+        wanted.retain(|(place, _)| !there.contains(place));
+        for (place, arguments) in &wanted {
+            self.start(place, namespace, arguments)?;
         }
+        Ok(wanted.into_iter().map(|(place, _)| place).collect())
+    }
+
+    /// Takes away the node's end of a pod's cable, and with it the other end, wherever that may be.
+    pub(super) async fn unplug(&self, node: &str, veth: &str) -> Result<()> {
+        self.site(node)?.netlink.delete_link(veth).await?;
         Ok(())
     }
 
-    fn start(&mut self, place: &str, namespace: &NetNs, arguments: &[&str]) -> Result<()> {
+    fn start(&mut self, place: &str, namespace: &NetNs, arguments: &[String]) -> Result<()> {
         let mut command = holder::marked(self.exe, &self.spec.name, place);
         command
             .arg("lab")

@@ -1,12 +1,11 @@
 //! One JSON object per frame, one per line.
 
 use std::io::{self, Write};
-use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::{Shown, value};
-use crate::teach::dissect::{Field, Role, Value, Verdict};
+use super::{Shown, piece, value};
+use crate::teach::dissect::{Dissection, Field, Role, Value, Verdict};
 
 /// The version of the objects' form. It grows when a key changes its meaning or goes; keys may be added without.
 pub const VERSION: u32 = 1;
@@ -22,7 +21,7 @@ struct FrameObject<'a> {
     captured: usize,
     wire: usize,
     summary: &'a str,
-    layers: Vec<LayerObject<'a>>,
+    layers: Layers<'a>,
     sum: Option<SumObject>,
     problems: Vec<ProblemObject<'a>>,
 }
@@ -38,7 +37,41 @@ struct LayerObject<'a> {
     length: usize,
     #[serde(skip_serializing_if = "str::is_empty")]
     note: &'static str,
-    fields: Vec<FieldObject<'a>>,
+    fields: Fields<'a>,
+}
+
+/// The layers of a frame: each is made when it is written, so that none is kept.
+struct Layers<'a>(&'a Dissection, &'a [u8]);
+
+impl Serialize for Layers<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(dissection, bytes) = *self;
+        serializer.collect_seq(dissection.layers.iter().map(|layer| LayerObject {
+            name: layer.name,
+            source: layer.source,
+            role: match layer.role {
+                Role::Header => "header",
+                Role::Payload => "payload",
+                Role::Padding => "padding",
+            },
+            depth: layer.depth,
+            quoted: layer.quoted,
+            offset: layer.bytes.start,
+            length: layer.bytes.len(),
+            note: layer.note,
+            fields: Fields(dissection.fields_of(layer), layer.source, bytes),
+        }))
+    }
+}
+
+/// The fields of a layer, whose source they have where they have none of their own.
+struct Fields<'a>(&'a [Field], &'static str, &'a [u8]);
+
+impl Serialize for Fields<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(fields, source, bytes) = *self;
+        serializer.collect_seq(fields.iter().map(|field| object(field, source, bytes)))
+    }
 }
 
 #[derive(Serialize)]
@@ -47,8 +80,11 @@ struct FieldObject<'a> {
     /// The first bit, from the frame's start.
     bit: usize,
     bits: usize,
-    #[serde(flatten)]
-    value: ValueObject,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<ValueObject>,
+    /// Of bytes without further meaning, instead of a value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hex: Option<String>,
     #[serde(skip_serializing_if = "str::is_empty")]
     meaning: &'a str,
     source: &'static str,
@@ -60,13 +96,10 @@ struct FieldObject<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(untagged)]
 enum ValueObject {
-    #[serde(rename = "value")]
     Number(u64),
-    #[serde(rename = "value")]
     Text(String),
-    Hex(String),
 }
 
 #[derive(Serialize)]
@@ -101,29 +134,7 @@ pub fn line(shown: &Shown<'_>, out: &mut impl Write) -> io::Result<()> {
         captured: bytes.len(),
         wire: shown.frame.wire_len,
         summary: &dissection.summary,
-        layers: dissection
-            .layers
-            .iter()
-            .map(|layer| LayerObject {
-                name: layer.name,
-                source: layer.source,
-                role: match layer.role {
-                    Role::Header => "header",
-                    Role::Payload => "payload",
-                    Role::Padding => "padding",
-                },
-                depth: layer.depth,
-                quoted: layer.quoted,
-                offset: layer.bytes.start,
-                length: layer.bytes.len(),
-                note: layer.note,
-                fields: dissection
-                    .fields_of(layer)
-                    .iter()
-                    .map(|field| object(field, layer.source, bytes))
-                    .collect(),
-            })
-            .collect(),
+        layers: Layers(dissection, bytes),
         sum: dissection.sum.map(|sum| SumObject {
             original: sum.original,
             overhead: sum.overhead,
@@ -140,7 +151,7 @@ pub fn line(shown: &Shown<'_>, out: &mut impl Write) -> io::Result<()> {
             .collect(),
     };
     serde_json::to_writer(&mut *out, &object)?;
-    writeln!(out)
+    out.write_all(b"\n")
 }
 
 fn object<'a>(field: &'a Field, source: &'static str, frame: &[u8]) -> FieldObject<'a> {
@@ -158,10 +169,11 @@ fn object<'a>(field: &'a Field, source: &'static str, frame: &[u8]) -> FieldObje
         bit: field.bit,
         bits: field.bits,
         value: match field.value {
-            Value::Number(number) | Value::Hex(number) => ValueObject::Number(number),
-            Value::Bytes => ValueObject::Hex(hex(frame, field.bytes())),
-            Value::Mac(_) | Value::Ip(_) => ValueObject::Text(value(field)),
+            Value::Number(number) | Value::Hex(number) => Some(ValueObject::Number(number)),
+            Value::Mac(_) | Value::Ip(_) => Some(ValueObject::Text(value(field))),
+            Value::Bytes => None,
         },
+        hex: matches!(field.value, Value::Bytes).then(|| hex(&frame[field.bytes()])),
         meaning: &field.meaning,
         source: if field.source.is_empty() {
             source
@@ -173,11 +185,8 @@ fn object<'a>(field: &'a Field, source: &'static str, frame: &[u8]) -> FieldObje
     }
 }
 
-fn hex(frame: &[u8], range: Range<usize>) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    frame[range]
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|nibble| char::from(DIGITS[usize::from(nibble)]))
-        .collect()
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    piece::hex(&mut text, bytes, "");
+    text
 }

@@ -4,9 +4,11 @@
 
 pub mod drawing;
 pub mod json;
+mod piece;
 pub mod text;
 
 use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 
 use anstyle::{AnsiColor, Style};
 
@@ -111,14 +113,28 @@ impl fmt::Display for Verdict {
 
 /// The field's value for people. Bytes are told by number only.
 fn value(field: &Field) -> String {
+    let mut text = String::new();
+    append_value(field, &mut text);
+    text
+}
+
+/// Appends the field's value.
+fn append_value(field: &Field, text: &mut String) {
     match field.value {
-        Value::Number(number) => number.to_string(),
-        Value::Hex(number) => format!("0x{number:0width$x}", width = field.bits.div_ceil(4)),
-        Value::Mac(mac) => mac.to_string(),
-        Value::Ip(ip) => ip.to_string(),
-        Value::Bytes if field.bits == 8 => "1 byte".to_owned(),
-        Value::Bytes if field.bits % 8 == 0 => format!("{} bytes", field.bits / 8),
-        Value::Bytes => format!("{} bits", field.bits),
+        Value::Number(number) => piece::number(text, number),
+        Value::Hex(number) => {
+            text.push_str("0x");
+            piece::digits(text, number, field.bits.div_ceil(4));
+        }
+        Value::Mac(mac) => piece::hex(text, &mac.0, ":"),
+        Value::Ip(IpAddr::V4(ip)) => piece::ipv4(text, ip),
+        Value::Ip(IpAddr::V6(ip)) => {
+            let _ = write!(text, "{ip}");
+        }
+        Value::Bytes if field.bits % 8 == 0 => piece::bytes(text, field.bits / 8),
+        Value::Bytes => {
+            let _ = write!(text, "{} bits", field.bits);
+        }
     }
 }
 

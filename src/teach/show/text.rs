@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 
-use super::{Palette, Shown, headline, is_header, sum_line, value};
-use crate::teach::dissect::{Field, Layer, Value, Verdict};
+use super::{Palette, Shown, append_value, headline, is_header, piece, sum_line};
+use crate::teach::dissect::{Field, Layer, Verdict};
 
 /// Bytes in a row of a field, and of a payload.
 const ROW: usize = 8;
@@ -36,18 +36,24 @@ pub(super) fn frame<W: Write>(
 ) -> io::Result<()> {
     writeln!(out, "{}", palette.paint(palette.frame(), headline(shown)))?;
     let dissection = shown.dissection;
+    let mut line = String::new();
     for part in &dissection.layers {
         let indent = indent(part);
-        let name = palette.paint(palette.layer(part.depth), part.name);
         let quoted = if part.quoted { ", quoted" } else { "" };
         let source = if part.source.is_empty() { "" } else { ", " };
-        let (len, at) = (part.bytes.len(), part.bytes.start);
-        writeln!(
-            out,
-            "{indent}{name}: {} at {at}{quoted}{source}{}",
-            plural(len),
-            part.source
-        )?;
+        line.clear();
+        line.push_str(indent);
+        styled(palette, palette.layer(part.depth), &mut line, |line| {
+            line.push_str(part.name)
+        });
+        line.push_str(": ");
+        piece::bytes(&mut line, part.bytes.len());
+        line.push_str(" at ");
+        piece::number(&mut line, part.bytes.start as u64);
+        for text in [quoted, source, part.source, "\n"] {
+            line.push_str(text);
+        }
+        out.write_all(line.as_bytes())?;
         for sentence in part.note.split_inclusive(". ") {
             writeln!(
                 out,
@@ -91,14 +97,6 @@ pub(super) fn indent(layer: &Layer) -> &'static str {
     &SPACES[..(2 + 2 * usize::from(layer.depth)).min(SPACES.len())]
 }
 
-fn plural(bytes: usize) -> String {
-    if bytes == 1 {
-        "1 byte".to_owned()
-    } else {
-        format!("{bytes} bytes")
-    }
-}
-
 /// Appends in a style, where there are colours. Most of what a capture costs is spent on rows, so they are put together
 /// piece by piece in one buffer.
 fn styled(palette: Palette, style: Style, line: &mut String, append: impl FnOnce(&mut String)) {
@@ -114,7 +112,7 @@ fn styled(palette: Palette, style: Style, line: &mut String, append: impl FnOnce
 /// Appends spaces up to `width` bytes behind `start`. What is padded here is ASCII.
 fn pad(line: &mut String, start: usize, width: usize) {
     let have = line.len() - start;
-    line.extend(std::iter::repeat_n(' ', width.saturating_sub(have)));
+    piece::spaces(line, width.saturating_sub(have));
 }
 
 /// The row's offset, right-aligned, and the bytes of it.
@@ -122,8 +120,8 @@ fn place(line: &mut String, at: usize, append: impl FnOnce(&mut String)) {
     let width = at
         .checked_ilog10()
         .map_or(1, |tens| usize::try_from(tens).unwrap_or(0) + 1);
-    line.extend(std::iter::repeat_n(' ', 6usize.saturating_sub(width)));
-    let _ = write!(line, "{at}");
+    piece::spaces(line, 6usize.saturating_sub(width));
+    piece::number(line, at as u64);
     line.push_str("  ");
     append(line);
 }
@@ -138,7 +136,8 @@ fn row(frame: &[u8], layer: &Layer, field: &Field, palette: Palette, line: &mut 
         place(line, range.start, |line| {
             let start = line.len();
             if whole {
-                hex(&frame[range.start..range.end.min(range.start + ROW)], line);
+                let shown = range.start..range.end.min(range.start + ROW);
+                piece::hex(line, &frame[shown], " ");
             } else {
                 partial(frame, field, line);
             }
@@ -151,12 +150,7 @@ fn row(frame: &[u8], layer: &Layer, field: &Field, palette: Palette, line: &mut 
     pad(line, start, 25);
     line.push(' ');
     let start = line.len();
-    match field.value {
-        Value::Number(number) => {
-            let _ = write!(line, "{number}");
-        }
-        _ => line.push_str(&value(field)),
-    }
+    append_value(field, line);
     // Without anything behind it, a value is not padded.
     if !field.meaning.is_empty() || !field.source.is_empty() || field.checksum.is_some() {
         pad(line, start, 17);
@@ -185,22 +179,11 @@ fn row(frame: &[u8], layer: &Layer, field: &Field, palette: Palette, line: &mut 
         line.push_str(indent);
         styled(palette, palette.quiet(), line, |line| {
             place(line, at, |line| {
-                hex(&frame[at..range.end.min(at + ROW)], line)
+                piece::hex(line, &frame[at..range.end.min(at + ROW)], " ");
             });
         });
         line.push('\n');
         at += ROW;
-    }
-}
-
-fn hex(bytes: &[u8], text: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (index, byte) in bytes.iter().enumerate() {
-        if index > 0 {
-            text.push(' ');
-        }
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
 }
 
@@ -236,21 +219,28 @@ fn payload(bytes: &[u8], layer: &Layer, palette: Palette, out: &mut impl Write) 
         .take(PAYLOAD_ROWS)
     {
         text.clear();
-        hex(row, &mut text);
-        write!(
-            out,
-            "{indent}{}",
-            palette.paint(palette.quiet(), format_args!("{at:>6}  {text:<47}"))
-        )?;
-        text.clear();
+        text.push_str(indent);
+        styled(palette, palette.quiet(), &mut text, |text| {
+            place(text, at, |text| {
+                let start = text.len();
+                piece::hex(text, row, " ");
+                pad(text, start, 3 * PAYLOAD_ROW - 1);
+            });
+        });
+        text.push_str("  ");
         text.extend(row.iter().map(|&byte| match byte {
             0x20..0x7f => char::from(byte),
             _ => '.',
         }));
-        writeln!(out, "  {text}")?;
+        text.push('\n');
+        out.write_all(text.as_bytes())?;
     }
     match bytes.len().checked_sub(PAYLOAD_ROW * PAYLOAD_ROWS) {
         None | Some(0) => Ok(()),
-        Some(more) => writeln!(out, "{indent}        and {} more", plural(more)),
+        Some(more) => {
+            text.clear();
+            piece::bytes(&mut text, more);
+            writeln!(out, "{indent}        and {text} more")
+        }
     }
 }

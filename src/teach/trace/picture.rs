@@ -135,9 +135,12 @@ pub fn of_host(world: &World) -> Result<Topology> {
             .iter()
             .filter(|a| a.ifindex == link.index && a.scope == 0);
         let addresses = addresses.map(|a| format!("{}/{}", a.ip, a.prefix_len));
-        let mut part = Part::new(name, kind).mtu(link.mtu).lines(addresses);
-        part.on = link.up;
-        Some(part)
+        Some(
+            Part::new(name, kind)
+                .mtu(link.mtu)
+                .lines(addresses)
+                .on(link.up),
+        )
     };
     let bridge = kernel
         .links
@@ -163,6 +166,8 @@ pub fn of_host(world: &World) -> Result<Topology> {
         nodes: vec![Node {
             number: 1,
             name: text("/node").unwrap_or_else(|| "this host".into()),
+            stranger: false,
+            port: None,
             eth: underlay.and_then(|name| part(&name, "")),
             daemon: status.is_some().then(|| Part::new("overlayd", "leases")),
             tun: device.and_then(|name| part(&name, "TUN")),
