@@ -1,5 +1,6 @@
 //! The engines, put together: device, sockets and stages, and what the kernel does for them.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -44,6 +45,14 @@ impl Opened {
             Engine::Batched => tap::offload::open(name, 1).map(Opened::Batched),
         }
     }
+
+    /// The same device once more, for other threads.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Opened::Classic(queue) => queue.try_clone().map(Opened::Classic),
+            Opened::Batched(device) => device.try_clone().map(Opened::Batched),
+        }
+    }
 }
 
 /// What every engine's threads are made of.
@@ -51,10 +60,6 @@ pub(super) struct Plan {
     pub(super) stop: Arc<Stop>,
     pub(super) counters: Arc<Counters>,
     pub(super) port: u16,
-    /// The largest inner packet that a peer cuts to size, in bytes.
-    pub(super) path_mtu: u16,
-    /// The same for IPv6, whose outer header may be longer.
-    pub(super) ipv6_mtu: u16,
     pub(super) sums: Sums,
 }
 
@@ -64,9 +69,7 @@ impl Plan {
     }
 
     fn inbound<E: Encapsulation>(&self, encapsulation: &E, takes: Takes) -> Inbound<E> {
-        let (port, mtu) = (self.port, self.path_mtu);
-        Inbound::new(encapsulation.clone(), port, mtu, takes, self.sums)
-            .with_ipv6_mtu(self.ipv6_mtu)
+        Inbound::new(encapsulation.clone(), self.port, takes, self.sums)
     }
 
     pub(super) fn classic<E: Encapsulation>(
