@@ -77,6 +77,8 @@ fn forwarding<E: Encapsulation>(encapsulation: &E) -> Forwarding {
         copy_dscp: false,
         accept_node_source: false,
         icmp_rate: 1000,
+        path_mtu: 1500 - E::overhead(Family::V4),
+        ipv6_path_mtu: 1500 - E::overhead(Family::V4),
     };
     Forwarding {
         tables: tables.build(),
@@ -136,13 +138,7 @@ fn inbound<E: Encapsulation>(c: &mut Criterion, ours: &E, theirs: &E) {
         Outbox::default(),
         Direction::default(),
     );
-    let stage = Inbound::new(
-        ours.clone(),
-        PORT,
-        1500 - E::overhead(Family::V4),
-        Takes::Finished,
-        Sums::PORTABLE,
-    );
+    let stage = Inbound::new(ours.clone(), PORT, Takes::Finished, Sums::PORTABLE);
     for len in [64, 1400, 60_000] {
         let header = theirs.header(Family::V4, mac(0));
         let datagram = [header.as_slice(), &packet(700, 0, len)].concat();

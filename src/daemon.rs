@@ -2,48 +2,50 @@
 //! matches on backend and engine.
 //!
 //! ```text
-//! main thread (tokio)                          forwarding thread
-//!   signals, lease file, control socket          classic engine
+//! main thread (tokio)                          forwarding threads
+//!   signals, lease file, netlink                 an engine
 //!        │ one at a time, in order                    ▲
 //!        ▼                                            │ load, once per batch
 //!   sync leases ──▶ tables ──▶ Snapshot ──────────────┘
+//!        │
+//!        └──▶ desired state ──▶ repairs ──▶ the kernel: device, addresses, routes
 //! ```
 
+mod bare;
 mod engines;
+mod node;
+mod plane;
+mod reconcile;
+mod routing;
 mod serve;
 mod threads;
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::Context;
 use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
 use fdb::{Endpoint, Snapshot};
-use ipnet::IpNet;
+use futures_util::Stream;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
-use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Store, Zerocopy};
-use crate::datapath::counters::Counters;
-use crate::datapath::stop::Stop;
+use crate::config::{self, Backend, Config, Dscp, Ecn, Store};
+use crate::datapath::counters::Tally;
 use crate::datapath::{Forwarding, Options};
-use crate::kernel::Netlink;
-use crate::kernel::device::DeviceSpec;
 use crate::kernel::host::{Host, Site, Wanted};
+use crate::kernel::{Change, Netlink};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers};
 use crate::observe::server::Control;
 use crate::observe::status;
-use crate::sys;
-use crate::underlay::receiver::Receiver;
-use crate::underlay::sender::Sender;
-use crate::underlay::{DontFragment, SocketOptions, Underlay};
-use engines::{Extras, Injection, Opened, Plan};
-use serve::{Accepted, Daemon, Node, Signals};
-use threads::Threads;
+use engines::Extras;
+use node::{Accepted, Faults, Node, View};
+use plane::Plane;
+use reconcile::{Reconciler, Report};
+use serve::{Daemon, Signals};
 
 /// The smallest MTU that IPv6 can live with (RFC 8200 section 5), in bytes.
 const IPV6_MIN_MTU: u16 = 1280;
@@ -62,7 +64,7 @@ pub struct Surroundings {
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If it cannot start, or the device is taken away while it runs. Everything it made is gone by then.
+/// If it cannot start, or a forwarding thread fails. Everything it made is gone by then.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let started = Instant::now();
     let signals = Signals::listen()?;
@@ -73,19 +75,14 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let netlink = Netlink::open().context("cannot talk to the kernel")?;
     let Store::File { path } = &config.store;
     let store = FileStore::new(path);
-    // Watched before it is read, so that no change falls between.
+    // Watched before they are read, so that no change falls between.
     let changes = store.watch().context("cannot watch the lease file")?;
+    let (_, host_changes) = Netlink::watch_host().context("cannot watch the host")?;
     let leases = store.load()?;
 
-    let wanted = Wanted {
-        iface: config.node.iface.clone(),
-        public: Endpoint {
-            v4: config.node.public_ip,
-            v6: config.node.public_ipv6,
-        },
-    };
-    let host = Host::read(&netlink, wanted).await?;
-    let own = sync::find_own(&leases, &host.candidates()?)
+    let host = Host::of(wanted(&config), &netlink.actual().await?);
+    let candidates = host.candidates()?;
+    let own = sync::find_own(&leases, &candidates)
         .with_context(|| format!("lease file {}", path.display()))?
         .clone();
     let site = host.site(own.endpoint())?;
@@ -99,202 +96,210 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         netlink,
         store,
         changes,
+        host_changes,
         leases,
         own,
         site,
+        candidates,
         started,
         signals,
     };
     match start.config.backend.clone() {
-        Backend::Udp(_) => start.run(RawUdp).await,
+        Backend::Udp(_) => start.run(|_: &Lease| RawUdp).await,
         Backend::Vxlan(vxlan) => {
-            let macs = OwnMacs {
-                v4: start.own.vtep_mac(Family::V4),
-                v6: start.own.vtep_mac(Family::V6),
+            let make = move |own: &Lease| Vxlan {
+                vni: vxlan.vni,
+                macs: OwnMacs {
+                    v4: own.vtep_mac(Family::V4),
+                    v6: own.vtep_mac(Family::V6),
+                },
+                strict: vxlan.strict,
             };
-            start
-                .run(Vxlan {
-                    vni: vxlan.vni,
-                    macs,
-                    strict: vxlan.strict,
-                })
-                .await
+            start.run(make).await
         }
+        Backend::HostGw => start.run(|_: &Lease| bare::HostGw).await,
+        Backend::Alloc => start.run(|_: &Lease| bare::Alloc).await,
     }
 }
 
 /// Everything that is known before anything is made.
-struct Start {
+struct Start<S> {
     config: Config,
     surroundings: Surroundings,
     netlink: Netlink,
     store: FileStore,
     changes: mpsc::Receiver<()>,
+    host_changes: S,
     leases: Vec<Lease>,
     own: Lease,
     site: Site,
+    candidates: Vec<IpAddr>,
     started: Instant,
     signals: Signals,
 }
 
-impl Start {
-    /// Makes sockets, device, routes and thread, in this order, so that what fails most often fails before
+impl<S: Stream<Item = Change> + Unpin> Start<S> {
+    /// Makes sockets, device, routes and threads, in this order, so that what fails most often fails before
     /// anything is changed; then serves.
-    async fn run<E: Encapsulation>(self, encapsulation: E) -> anyhow::Result<()> {
+    async fn run<E: Encapsulation>(
+        self,
+        make: impl Fn(&Lease) -> E + 'static,
+    ) -> anyhow::Result<()> {
         let Start {
             config,
             surroundings,
             netlink,
             store,
             changes,
+            host_changes,
             leases,
             own,
             site,
+            candidates,
             started,
             mut signals,
         } = self;
-        let port = config.backend.port();
-        let underlay_mtu = site.mtu();
-        let ground = Ground {
-            network: config.network,
-            public: site.public,
-            vni: match &config.backend {
-                Backend::Vxlan(vxlan) => Some(vxlan.vni),
-                Backend::Udp(_) => None,
-            },
-            port,
-            underlay_mtu,
-            routes: config.routes.clone(),
-        };
-        let synced = sync::sync(&ground, &leases, &encapsulation, &KnownPeers::new())?;
+        let ground = ground(&config, &site);
+        let synced = sync::sync(&ground, &leases, &make(&own), &KnownPeers::new())?;
+        let hops = routing::hops(&synced.peers);
 
         let control = Control::bind(&config.control.socket)?;
-        let underlay =
-            match Underlay::bind(site.bound.v4, site.bound.v6, port, socket_options(&config)) {
-                Ok(underlay) => underlay,
-                Err(error) => return Err(explain_port(error, port, &netlink).await),
-            };
-        let spec = device_spec::<E>(&config, &own, &site, &synced.routed)?;
-        let device = Opened::open(config.datapath.engine, &spec.name)?;
-        // No packet that a peer cut to size is larger than this, however large the device's MTU.
-        let path_mtu = spec.mtu.min(largest_inner::<E>(&site, Family::V4));
-        let link = netlink
-            .set_up_device(&spec)
-            .await
-            .context("cannot set up the device")?;
-
-        let counters = Arc::new(Counters::default());
-        let options = options(&config, &own);
-        let Accepted { tables, mut view } = Accepted::new(synced);
-        view.routes.clone_from(&spec.routes);
-        let snapshot = Snapshot::new(Forwarding { tables, options });
-        let stop = Arc::new(Stop::new()?);
-        let plan = Plan {
-            stop: stop.clone(),
-            counters: counters.clone(),
-            port,
-            path_mtu,
-            ipv6_mtu: spec.mtu.min(largest_inner::<E>(&site, Family::V6)),
-            sums: sys::wide::sums(),
-            busy_poll: config.datapath.busy_poll,
-        };
-        let (works, extras) = match device {
-            Opened::Classic(queue) => (
-                plan.classic(queue, underlay, &snapshot, &encapsulation),
-                Extras::default(),
-            ),
-            Opened::Batched(device) => {
-                let sender = match config.backend {
-                    Backend::Udp(_) => Sender::of(&underlay)?,
-                    Backend::Vxlan(_) => {
-                        let (v4, v6) = (site.bound.v4, site.bound.v6);
-                        let sender =
-                            Sender::pool(v4, v6, socket_options(&config), config.datapath.queues)?;
-                        match config.datapath.zerocopy {
-                            Zerocopy::Auto => sender.with_zerocopy(false),
-                            Zerocopy::On => sender.with_zerocopy(true),
-                            Zerocopy::Off => sender,
-                        }
-                    }
-                };
-                let receiver = Receiver::new(underlay)?;
-                let injection = Injection::open::<E>(&config, &netlink, &spec.name, &site).await;
-                let extras = Extras::new(device.takes, &sender, &receiver, injection);
-                extras.set_peers(snapshot.load_full().tables.peers().iter().map(|p| p.public));
-                let sockets = (sender, receiver, extras.lane());
-                let works = plan.batched(device, vec![sockets], &snapshot, &encapsulation)?;
-                (works, extras)
-            }
-        };
-        let mut threads = Threads::start(stop, works)?;
-
-        let index = link.index;
+        let (mut underlay, mut plane) = (None, None);
+        if config.backend.encapsulates() {
+            underlay = Some(plane::bind(&config, site.bound, &netlink).await?);
+            plane = Some(Plane::open(&config, &netlink).await?);
+        }
+        let options = options(&config, &own, Sizes::of::<E>(&config, &site));
+        let Accepted {
+            tables,
+            peers,
+            objections,
+            routed,
+        } = Accepted::new(synced);
         let node = Arc::new(Node {
             name: config.node.name.clone(),
             backend: status::Backend {
                 name: E::NAME.into(),
-                port,
+                port: ground.port,
                 vni: ground.vni,
             },
-            engine: config.datapath.engine.name(),
-            extras,
-            own: own.clone(),
-            counters,
-            device: spec.clone(),
-            link,
-            iface: site.iface,
-            site_warnings: site.warnings,
+            engine: match plane {
+                Some(_) => config.datapath.engine.name(),
+                None => "kernel",
+            },
+            tally: Tally::new(config.datapath.queues()),
             netlink: netlink.clone(),
-            snapshot,
+            snapshot: Snapshot::new(Forwarding { tables, options }),
             started,
-            view: Mutex::new(view),
+            view: Mutex::new(View {
+                peers,
+                objections,
+                unroutable: Vec::new(),
+                own: own.clone(),
+                site: site.clone(),
+                extras: Arc::new(Extras::default()),
+                prefixes: Vec::new(),
+                report: Report::default(),
+                faults: Faults::default(),
+            }),
         });
         let mut daemon = Daemon {
             config,
             surroundings,
             store,
             leases,
-            ground,
-            encapsulation,
-            spec,
+            make: Box::new(make),
+            own,
+            site,
+            candidates,
+            hops,
+            routed,
+            plane,
+            reconciler: Reconciler::default(),
             node,
         };
-        daemon.announce();
-        let served = daemon
-            .serve(&control, &mut signals, changes, &mut threads)
-            .await;
+        let served = match daemon.begin(underlay).await {
+            Err(error) => Err(error),
+            Ok(()) => {
+                daemon.announce();
+                let served = daemon.serve(&control, &mut signals, changes, host_changes);
+                served.await
+            }
+        };
 
-        // Everything goes with its owner: the device with its queue, addresses and routes with the device,
-        // the control socket with `control`.
+        // Everything goes with its owner: the device with its queues, addresses and routes with the device,
+        // the control socket with `control`. Routes to peers have no owner but us.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        let forwarded = threads.join()?;
-        // A device that someone made persistent outlives its queue, but not us.
-        if let Some(left) = netlink.link_by_index(index).await? {
-            netlink.delete_link(&left.name).await?;
+        daemon.reconciler.withdraw(&netlink).await;
+        if let Some(mut plane) = daemon.plane.take() {
+            let forwarded = plane.stop()?;
+            let index = plane.link.index;
+            drop(plane);
+            // A device that someone made persistent outlives its queue, but not us.
+            if let Some(left) = netlink.link_by_index(index).await? {
+                netlink.delete_link(&left.name).await?;
+            }
+            served?;
+            forwarded.context("forwarding failed")?;
+        } else {
+            served?;
         }
         tracing::info!("stopped");
-        match forwarded {
-            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => bail!(
-                "the device {} was removed while it was in use: start again to have it back",
-                daemon.spec.name
-            ),
-            forwarded => forwarded.context("forwarding failed")?,
-        }
-        served
+        Ok(())
     }
 }
 
-fn socket_options(config: &Config) -> SocketOptions {
-    SocketOptions {
-        dont_fragment: match config.datapath.df {
-            Df::Unset => DontFragment::Unset,
-            Df::Set => DontFragment::Set,
+/// What the configuration says about the node's place.
+fn wanted(config: &Config) -> Wanted {
+    Wanted {
+        iface: config.node.iface.clone(),
+        public: Endpoint {
+            v4: config.node.public_ip,
+            v6: config.node.public_ipv6,
         },
-        udp6_zero_checksum: config.datapath.udp6_zero_checksum,
     }
 }
 
-fn options(config: &Config, own: &Lease) -> Options {
+/// What tables are made from, at this place.
+fn ground(config: &Config, site: &Site) -> Ground {
+    Ground {
+        network: config.network,
+        public: site.public,
+        vni: match &config.backend {
+            Backend::Vxlan(vxlan) => Some(vxlan.vni),
+            Backend::Udp(_) | Backend::HostGw | Backend::Alloc => None,
+        },
+        port: config.backend.port(),
+        underlay_mtu: site.mtu(),
+        routes: config.routes.clone(),
+    }
+}
+
+/// How large packets may be, in bytes. The device follows the IPv4 underlay; IPv6, which has the longer outer header,
+/// gets its own MTU on its routes.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// The device's MTU.
+    device: u16,
+    /// The largest IPv4 packet that one datagram carries, however large the device's MTU is set.
+    path: u16,
+    /// The largest IPv6 packet.
+    ipv6_path: u16,
+}
+
+impl Sizes {
+    fn of<E: Encapsulation>(config: &Config, site: &Site) -> Self {
+        let largest = largest_inner::<E>(site, Family::V4);
+        let device = config.device.mtu.unwrap_or(largest);
+        Sizes {
+            device,
+            path: device.min(largest),
+            ipv6_path: device.min(largest_inner::<E>(site, Family::V6)),
+        }
+    }
+}
+
+fn options(config: &Config, own: &Lease, sizes: Sizes) -> Options {
     Options {
         overlay_v4: own.subnet.map(|net| net.network()),
         overlay_v6: own.ipv6_subnet.map(|net| net.network()),
@@ -306,42 +311,9 @@ fn options(config: &Config, own: &Lease) -> Options {
         copy_dscp: config.datapath.dscp == Dscp::Uniform,
         accept_node_source: config.datapath.accept_node_source,
         icmp_rate: config.datapath.icmp_rate,
+        path_mtu: sizes.path,
+        ipv6_path_mtu: sizes.ipv6_path,
     }
-}
-
-/// How the device shall be. Its MTU follows the IPv4 underlay; IPv6, which has the longer outer header,
-/// gets its own on its routes.
-fn device_spec<E: Encapsulation>(
-    config: &Config,
-    own: &Lease,
-    site: &Site,
-    routed: &[IpNet],
-) -> anyhow::Result<DeviceSpec> {
-    let mtu = config
-        .device
-        .mtu
-        .unwrap_or(largest_inner::<E>(site, Family::V4));
-    let v6_mtu = mtu.min(largest_inner::<E>(site, Family::V6));
-    if config.network.v6.is_some() && v6_mtu < IPV6_MIN_MTU {
-        bail!(
-            "an MTU of {v6_mtu} bytes is too small for IPv6, which needs {IPV6_MIN_MTU}: raise the MTU of {} (now {}) or device.mtu, or leave out network.ipv6-network",
-            site.iface.name,
-            site.iface.mtu
-        );
-    }
-    Ok(DeviceSpec {
-        name: config.device.name.clone(),
-        mtu,
-        addresses: [
-            own.subnet.map(|net| IpAddr::V4(net.network())),
-            own.ipv6_subnet.map(|net| IpAddr::V6(net.network())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
-        routes: routes(config, routed),
-        ipv6_route_mtu: Some(v6_mtu).filter(|v6| *v6 < mtu),
-    })
 }
 
 /// The largest inner packet of a family that one datagram carries over our underlay, in bytes. Each family
@@ -353,34 +325,4 @@ fn largest_inner<E: Encapsulation>(site: &Site, inner: Family) -> u16 {
         own => own,
     };
     site.mtu().saturating_sub(E::overhead(outer))
-}
-
-/// What leads into the device: the overlay networks, and static routes that lie outside of them.
-fn routes(config: &Config, routed: &[IpNet]) -> Vec<IpNet> {
-    let networks = [
-        config.network.v4.map(IpNet::V4),
-        config.network.v6.map(IpNet::V6),
-    ];
-    let networks = networks.into_iter().flatten();
-    let outside = |prefix: &&IpNet| !networks.clone().any(|network| network.contains(*prefix));
-    networks
-        .clone()
-        .chain(routed.iter().filter(outside).copied())
-        .collect()
-}
-
-/// A port that is taken is most often taken by a VXLAN device that flannel left behind: name it.
-async fn explain_port(error: io::Error, port: u16, netlink: &Netlink) -> anyhow::Error {
-    if error.kind() != io::ErrorKind::AddrInUse {
-        return error.into();
-    }
-    match netlink.vxlan_on_port(port).await {
-        Ok(Some(link)) => anyhow!(
-            "UDP port {port} is taken by the kernel's VXLAN device {name}: remove it with `ip link del {name}` (a stopped flanneld leaves it behind), or set backend.port",
-            name = link.name
-        ),
-        _ => anyhow!(
-            "{error}: another process has the port: find it with `ss -ulpn sport = :{port}`, stop it, or set backend.port"
-        ),
-    }
 }

@@ -232,7 +232,7 @@ pub fn netconf(bytes: &[u8]) {
     // Nothing but net-conf.json says anything.
     if let Ok(config) = Config::load(Some(Path::new("/dev/null")), &overrides, no_environment) {
         assert!(config.network.v4.is_some() || config.network.v6.is_some());
-        assert_ne!(config.backend.port(), 0);
+        assert_eq!(config.backend.port() != 0, config.backend.encapsulates());
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`bed`]: nodes, pods and an underlay made of network namespaces, and daemons that run in them
 //! - [`probe`]: traffic between two namespaces that must arrive whole
 //! - [`flannel`]: a node whose kernel is the VXLAN peer, as flannel makes it
+//! - [`iproute`]: what others do to a node's addresses and routes
 //! - [`offloads`]: what the underlay's devices leave to others
 //! - [`wire`]: what passes on the underlay
 //! - [`pcap`], [`tshark`]: recorded traffic, and an independent reading of it
@@ -15,6 +16,7 @@ mod config;
 mod daemon;
 pub mod flannel;
 pub mod fuzz;
+pub mod iproute;
 mod leftovers;
 mod node;
 pub mod offloads;

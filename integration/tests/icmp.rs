@@ -77,7 +77,13 @@ fn too_big_is_told_to_pods_and_nodes_whatever_rp_filter_says() {
             (kernels.mtu, kernels.from),
             (Some(fits), one.gateway(Family::V6))
         );
-        bed.block_on(one.netlink().replace_route(&route)).unwrap();
+        // A longer one of somebody else's, which is left alone, as ours would not be.
+        let longer = RouteSpec {
+            dst: two.subnet(Family::V6),
+            protocol: 4,
+            ..route
+        };
+        bed.block_on(one.netlink().add_route(&longer)).unwrap();
 
         let mut told = 0;
         for rp_filter in RP_FILTERS {

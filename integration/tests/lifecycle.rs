@@ -18,7 +18,6 @@ use overlayd::lab::traffic::{Flow, PingOpts, ping};
 use serde_json::{Value, json};
 
 const V4: Family = Family::V4;
-const V6: Family = Family::V6;
 
 fn reaches(from: &Node, to: IpAddr) -> bool {
     let opts = PingOpts {
@@ -248,10 +247,11 @@ fn a_reload_takes_up_routes_and_the_log_level() {
     waits_for("it talks again", || reloads() == 2);
     waits_for("the route is back", from_pod);
 
-    // Removed by hand, it does not make the next reload fail.
+    // Removed by hand, it comes back, and does not make the next reload fail.
     ip(one, "route del 192.168.77.0/24 dev overlay0");
-    let status = daemon.wait_for("a fault", |status| blames(status, "192.168.77.0/24"));
-    assert_eq!(status["state"], "degraded");
+    waits_for("the kernel has it again", || {
+        routes_into(&bed, one, "overlay0").contains(&behind_two)
+    });
     reload(&daemon, &one.config(Backend::Vxlan));
     waits_for("the reload", || reloads() == 3);
     daemon.wait_for("no fault", |status| status["state"] == "ok");
@@ -260,10 +260,6 @@ fn a_reload_takes_up_routes_and_the_log_level() {
     assert!(report.sent > 5, "{report:?}");
     assert_eq!((report.lost, report.duplicates), (0, 0), "{report:?}");
     daemon.stop();
-}
-
-fn blames(status: &Value, word: &str) -> bool {
-    status["reasons"].to_string().contains(word)
 }
 
 #[test]
@@ -402,56 +398,6 @@ fn the_service_manager_is_told() {
     signal(Signal::SIGTERM);
     assert_eq!(next().trim(), "STOPPING=1");
     assert!(daemon.0.wait().unwrap().success());
-}
-
-#[test]
-fn a_device_that_is_taken_away_ends_the_daemon() {
-    let bed = Bed::new(1, Underlay::V4);
-    let node = bed.node(1);
-    let mut daemon = Daemon::start(node, &node.config(Backend::Vxlan));
-    bed.block_on(node.netlink().delete_link("overlay0"))
-        .unwrap();
-    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1));
-    let log = daemon.log();
-    let last = log.lines().last().unwrap();
-    assert!(
-        last.starts_with("overlayd: the device overlay0 was removed"),
-        "{log}"
-    );
-    assert!(!daemon.socket().exists());
-    assert!(port_is_free(node, 8472));
-}
-
-#[test]
-fn a_device_that_is_down_or_lost_its_route_is_told_by_status() {
-    let bed = Bed::new(2, Underlay::V4);
-    let daemons = bed.start(Backend::Vxlan);
-    let (one, daemon) = (bed.node(1), &daemons[0]);
-    assert_eq!(daemon.status()["state"], "ok");
-    for (damage, fault) in [
-        ("link set overlay0 down", "overlay0 is down"),
-        (
-            "route del 10.244.0.0/16",
-            "10.244.0.0/16 into overlay0 is gone",
-        ),
-        (
-            "-6 route del fd00:10:244::/48",
-            "fd00:10:244::/48 into overlay0 is gone",
-        ),
-        (
-            "addr del 10.244.1.0/32 dev overlay0",
-            "10.244.1.0 of overlay0 is gone",
-        ),
-    ] {
-        ip(one, damage);
-        let status = daemon.wait_for("a fault", |status| blames(status, fault));
-        assert_eq!(status["state"], "degraded", "{damage}");
-        daemon.reload();
-        daemon.wait_for("no fault", |status| status["state"] == "ok");
-        for family in [V4, V6] {
-            waits_for(damage, || reaches(one, bed.node(2).pod_ip(family)));
-        }
-    }
 }
 
 /// Prints the footprint, which hangs on the machine and is judged elsewhere.

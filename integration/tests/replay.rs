@@ -195,6 +195,7 @@ impl<E: Encapsulation> Node<E> {
         let known = KnownPeers::default();
         let synced = sync(&ground, &fixture.leases, &encapsulation, &known).unwrap();
         assert_eq!(synced.objections, []);
+        let device_mtu = UNDERLAY_MTU - E::overhead(Family::V4);
         let options = Options {
             overlay_v4: lease.subnet.map(|net| net.network()),
             overlay_v6: lease.ipv6_subnet.map(|net| net.network()),
@@ -202,20 +203,15 @@ impl<E: Encapsulation> Node<E> {
             copy_dscp: false,
             accept_node_source: false,
             icmp_rate: 1000,
+            path_mtu: device_mtu,
+            ipv6_path_mtu: device_mtu,
         };
-        let device_mtu = UNDERLAY_MTU - E::overhead(Family::V4);
         Node {
             forwarding: Forwarding {
                 tables: synced.tables,
                 options,
             },
-            inbound: Inbound::new(
-                encapsulation,
-                ground.port,
-                device_mtu,
-                Takes::Finished,
-                Sums::PORTABLE,
-            ),
+            inbound: Inbound::new(encapsulation, ground.port, Takes::Finished, Sums::PORTABLE),
             outbound: Outbound::new(ground.port, Sums::PORTABLE),
             batch: Batch::new(1, encap::MAX_HEADER),
             out: Outbox::default(),

@@ -444,11 +444,15 @@ fn mistakes_in_the_configuration_end_with_78() {
         ),
         (
             config.clone().set("backend.type", "wireguard"),
-            &["backend.type", "wireguard", "use udp or vxlan"],
+            &[
+                "backend.type",
+                "wireguard",
+                "use vxlan, udp, host-gw or alloc",
+            ],
         ),
         (
-            config.clone().set("backend.type", "host-gw"),
-            &["backend.type", "host-gw", "use vxlan"],
+            config.clone().set("backend.type", "ipip"),
+            &["backend.type", "ipip", "use vxlan"],
         ),
         (
             config.clone().set("network.network", "10.244.0.0/33"),
@@ -592,7 +596,10 @@ fn an_underlay_that_is_not_there_is_named() {
 fn a_network_whose_route_is_taken_is_refused_with_the_device_that_has_it() {
     let bed = bed();
     let node = bed.node(1);
-    let route = RouteSpec::new("10.244.0.0/16".parse().unwrap(), link_index(&bed, "eth0"));
+    let route = RouteSpec {
+        protocol: 4,
+        ..RouteSpec::new("10.244.0.0/16".parse().unwrap(), link_index(&bed, "eth0"))
+    };
     bed.block_on(node.netlink().add_route(&route)).unwrap();
     let words = [
         "10.244.0.0/16",

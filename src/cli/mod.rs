@@ -7,6 +7,7 @@ mod config;
 mod dissect;
 mod lab;
 mod mtu;
+mod routes;
 mod run;
 mod status;
 mod trace;
@@ -64,6 +65,8 @@ enum Command {
     Run(run::Args),
     /// Show a running daemon's health, device, lease, peers and drops
     Status(status::Args),
+    /// Show the routes that a running daemon wants in the kernel, and how each stands
+    Routes(routes::Args),
     /// Check a configuration, or print an example
     Config(config::Args),
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Status(args) => status::main(&args),
+        Command::Routes(args) => routes::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),
         Command::Bench(args) => bench::main(*args),

@@ -156,7 +156,7 @@ impl Report {
             "backend": {
                 "type": config.backend.name(),
                 "port": config.backend.port(),
-                "vni": match &config.backend { Backend::Vxlan(vxlan) => Some(vxlan.vni), Backend::Udp(_) => None },
+                "vni": match &config.backend { Backend::Vxlan(vxlan) => Some(vxlan.vni), _ => None },
             },
             "device": {"name": config.device.name, "mtu": config.device.mtu},
             "leases": leases,
@@ -185,10 +185,16 @@ impl fmt::Display for Report {
         match &config.backend {
             Backend::Udp(udp) => writeln!(f, "backend   udp, port {}", udp.port)?,
             Backend::Vxlan(vxlan) => {
-                writeln!(f, "backend   vxlan, VNI {}, port {}", vxlan.vni, vxlan.port)?
+                writeln!(f, "backend   vxlan, VNI {}, port {}", vxlan.vni, vxlan.port)?;
+                if vxlan.direct_routing {
+                    writeln!(f, "          direct routing to nodes on the same segment")?;
+                }
             }
+            Backend::HostGw => writeln!(f, "backend   host-gw: routes through the nodes")?,
+            Backend::Alloc => writeln!(f, "backend   alloc: the lease is all")?,
         }
         match config.device.mtu {
+            _ if !config.backend.encapsulates() => writeln!(f, "device    none")?,
             Some(mtu) => writeln!(f, "device    {}, MTU {mtu}", config.device.name)?,
             None => writeln!(f, "device    {}, MTU from the underlay", config.device.name)?,
         }

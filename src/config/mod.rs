@@ -77,22 +77,41 @@ pub enum Backend {
     Udp(UdpBackend),
     /// VXLAN (RFC 7348), as flannel's vxlan backend and the Linux vxlan device send it.
     Vxlan(VxlanBackend),
+    /// None: routes through the nodes' public IPs, as flannel's host-gw backend sets them.
+    HostGw,
+    /// None, and no routes either: the lease is all, as with flannel's alloc backend.
+    Alloc,
 }
 
 impl Backend {
-    /// The UDP port of every node.
+    /// The UDP port of every node; 0 where nothing is encapsulated.
     pub fn port(&self) -> u16 {
         match self {
             Backend::Udp(udp) => udp.port,
             Backend::Vxlan(vxlan) => vxlan.port,
+            Backend::HostGw | Backend::Alloc => 0,
         }
     }
 
-    /// `"udp"` or `"vxlan"`, as leases name it.
+    /// `"udp"`, `"vxlan"`, `"host-gw"` or `"alloc"`, as leases name it.
     pub fn name(&self) -> &'static str {
         match self {
             Backend::Udp(_) => "udp",
             Backend::Vxlan(_) => "vxlan",
+            Backend::HostGw => "host-gw",
+            Backend::Alloc => "alloc",
+        }
+    }
+
+    /// Does it carry packets itself, so that there is a device?
+    pub fn encapsulates(&self) -> bool {
+        matches!(self, Backend::Udp(_) | Backend::Vxlan(_))
+    }
+
+    fn vxlan(&self) -> Option<&VxlanBackend> {
+        match self {
+            Backend::Vxlan(vxlan) => Some(vxlan),
+            _ => None,
         }
     }
 }
@@ -113,6 +132,8 @@ pub struct VxlanBackend {
     pub port: u16,
     /// Drop packets with a reserved bit set.
     pub strict: bool,
+    /// Route to nodes on the same segment without encapsulation (flannel's `DirectRouting`).
+    pub direct_routing: bool,
 }
 
 /// This node.
@@ -162,6 +183,16 @@ pub struct Datapath {
     pub icmp_rate: u32,
     /// Accept a zero outer UDP checksum over IPv6.
     pub udp6_zero_checksum: bool,
+}
+
+impl Datapath {
+    /// The queues that there will be: the classic engine has one.
+    pub fn queues(&self) -> u16 {
+        match self.engine {
+            Engine::Classic => 1,
+            Engine::Batched => self.queues,
+        }
+    }
 }
 
 /// How packets are read from the device and sent.
@@ -295,11 +326,7 @@ impl Config {
     /// It can take up the static routes, the log level, and what is read per packet: `ecn`, `dscp`,
     /// `accept-node-source`, `icmp-rate`.
     pub fn diff_needs_restart(&self, new: &Config) -> Vec<&'static str> {
-        let vxlan = |config: &Config| match &config.backend {
-            Backend::Vxlan(vxlan) => Some((vxlan.vni, vxlan.strict)),
-            Backend::Udp(_) => None,
-        };
-        let both = vxlan(self).zip(vxlan(new));
+        let both = self.backend.vxlan().zip(new.backend.vxlan());
         let differs = [
             ("network.network", self.network.v4 != new.network.v4),
             ("network.ipv6-network", self.network.v6 != new.network.v6),
@@ -309,11 +336,18 @@ impl Config {
                 self.ipv6_subnet_len != new.ipv6_subnet_len,
             ),
             ("backend.type", self.backend.name() != new.backend.name()),
-            ("backend.vni", both.is_some_and(|(old, new)| old.0 != new.0)),
+            (
+                "backend.vni",
+                both.is_some_and(|(old, new)| old.vni != new.vni),
+            ),
             ("backend.port", self.backend.port() != new.backend.port()),
             (
                 "backend.strict",
-                both.is_some_and(|(old, new)| old.1 != new.1),
+                both.is_some_and(|(old, new)| old.strict != new.strict),
+            ),
+            (
+                "backend.direct-routing",
+                both.is_some_and(|(old, new)| old.direct_routing != new.direct_routing),
             ),
             ("node.name", self.node.name != new.node.name),
             ("node.iface", self.node.iface != new.node.iface),

@@ -113,7 +113,10 @@ impl Reader<'_> {
 
     fn backend(&mut self, backend: &Map<String, Value>) {
         if field(backend, "Type").is_none() {
-            self.problem("Backend", "no Type; add \"Type\": \"vxlan\" or \"udp\"");
+            self.problem(
+                "Backend",
+                "no Type; add \"Type\": \"vxlan\", \"udp\" or \"host-gw\"",
+            );
         }
         self.warn_unknown(backend, BACKEND_KEYS, "Backend.");
         self.take(backend, "Type", "Backend.Type", "backend.type");
@@ -123,10 +126,11 @@ impl Reader<'_> {
             // flannel means the underlay's MTU here; ours is the device's.
             self.problem("Backend.MTU", "not in this version: take it out, and set mtu under [device] of the TOML file to it less the encapsulation's overhead");
         }
-        if self.flag(backend, "DirectRouting", "Backend.DirectRouting") == Some(true) {
-            self.warn(
+        if let Some(on) = self.flag(backend, "DirectRouting", "Backend.DirectRouting") {
+            self.push(
+                "backend.direct-routing",
+                on.to_string(),
                 "Backend.DirectRouting",
-                "has no effect in this version: packets are always encapsulated",
             );
         }
         if self.flag(backend, "Learning", "Backend.Learning") == Some(true) {
@@ -144,6 +148,10 @@ impl Reader<'_> {
             Some(Value::Number(number)) => number.to_string(),
             Some(_) => return self.problem(place, "expected a string or a number"),
         };
+        self.push(ours, text, place);
+    }
+
+    fn push(&mut self, ours: &str, text: String, place: &'static str) {
         if let Some(opt) = options::named(ours) {
             let origin = Origin::NetConf {
                 path: self.path.to_owned(),

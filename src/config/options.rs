@@ -168,7 +168,7 @@ pub static OPTIONS: &[Opt] = &[
         "flannel's net-conf.json: network and backend are read from it. What is also set here must agree.")),
 
     row("backend", "type", "backend", Kind::Text, r#""vxlan""#, "vxlan; udp where net-conf names none",
-        "Encapsulation: vxlan, or udp (raw IP in UDP)."),
+        "How packets travel: vxlan, udp (raw IP in UDP), host-gw (routes through the nodes, one segment only), alloc (the lease is all)."),
     row("backend", "vni", "vni", Kind::Number, "1", "1",
         "VXLAN network identifier, 0 to 16777215."),
     row("backend", "port", "port", Kind::Number, "8472", "8472 for vxlan, 8285 for udp",
@@ -177,6 +177,8 @@ pub static OPTIONS: &[Opt] = &[
         "tun: IP packets, the leases decide."),
     row("backend", "strict", "strict", Kind::Bool, "false", "false",
         "Drop VXLAN packets that have a reserved bit set; they are accepted and counted otherwise."),
+    row("backend", "direct-routing", "direct-routing", Kind::Bool, "false", "false",
+        "VXLAN: nodes on the same segment are routed to without encapsulation, as with flannel's DirectRouting."),
 
     row("node", "name", "node-name", Kind::Text, r#""node-a""#, "the hostname",
         "Name of this node in status and logs."),

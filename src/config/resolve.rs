@@ -286,35 +286,49 @@ impl Resolver {
             "tap" => Err(not_in_this_version("use \"tun\"")),
             _ => Err("unknown; use \"tun\"".to_owned()),
         });
-        let vxlan = self
-            .read("backend.type", backend_is_vxlan)
-            .unwrap_or(!implies_udp);
+        let kind = self.read("backend.type", backend_kind);
+        let kind = kind.unwrap_or(if implies_udp { Kind::Udp } else { Kind::Vxlan });
         let port = self.read("backend.port", values::port);
         let vni = self.read("backend.vni", |text| {
             values::number(text, 0..=values::MAX_VNI, "a VNI")
         });
         let strict = self.switch("backend.strict");
-        if vxlan {
-            return Backend::Vxlan(VxlanBackend {
-                vni: vni.unwrap_or(1),
-                port: port.unwrap_or(8472),
-                strict,
-            });
-        }
-        for name in ["backend.vni", "backend.strict"] {
+        let direct_routing = self.switch("backend.direct-routing");
+        let backend = match kind {
+            Kind::Vxlan => {
+                return Backend::Vxlan(VxlanBackend {
+                    vni: vni.unwrap_or(1),
+                    port: port.unwrap_or(8472),
+                    strict,
+                    direct_routing,
+                });
+            }
+            Kind::Udp => Backend::Udp(UdpBackend {
+                port: port.unwrap_or(8285),
+            }),
+            Kind::HostGw => Backend::HostGw,
+            Kind::Alloc => Backend::Alloc,
+        };
+        let of_vxlan = ["backend.vni", "backend.strict", "backend.direct-routing"];
+        let of_tunnels = [
+            "backend.port",
+            "device.name",
+            "device.mtu",
+            "datapath.engine",
+        ];
+        let of_tunnels = of_tunnels.iter().filter(|_| !backend.encapsulates());
+        for name in of_vxlan.iter().chain(of_tunnels) {
             if let Some(setting) = self.raw.get(name) {
-                let what = setting.problem("has no effect with the udp backend");
-                self.raw.warnings.push(what);
+                let what = format!("has no effect with the {} backend", backend.name());
+                self.raw.warnings.push(setting.problem(what));
             }
         }
         let zerocopy = self.raw.get("datapath.zerocopy");
         if let Some(setting) = zerocopy.filter(|setting| setting.text == "on") {
-            let what = setting.problem("has no effect with the udp backend");
-            self.raw.warnings.push(what);
+            let what = format!("has no effect with the {} backend", backend.name());
+            self.raw.warnings.push(setting.problem(what));
         }
-        Backend::Udp(UdpBackend {
-            port: port.unwrap_or(8285),
-        })
+        backend
     }
 
     fn node(&mut self) -> Node {
@@ -473,13 +487,23 @@ fn same(ours: &str, theirs: &str) -> bool {
     ours == theirs || prefix(ours).is_some_and(|ours| prefix(theirs) == Some(ours))
 }
 
-fn backend_is_vxlan(text: &str) -> Result<bool, String> {
+#[derive(Clone, Copy)]
+enum Kind {
+    Udp,
+    Vxlan,
+    HostGw,
+    Alloc,
+}
+
+fn backend_kind(text: &str) -> Result<Kind, String> {
     match text {
-        "vxlan" => Ok(true),
-        "udp" => Ok(false),
-        "host-gw" | "ipip" | "ipsec" | "alloc" => Err(not_in_this_version("use vxlan")),
+        "vxlan" => Ok(Kind::Vxlan),
+        "udp" => Ok(Kind::Udp),
+        "host-gw" => Ok(Kind::HostGw),
+        "alloc" => Ok(Kind::Alloc),
+        "ipip" | "ipsec" => Err(not_in_this_version("use vxlan")),
         _ => Err(format!(
-            "backend `{}` is not built into overlayd; use udp or vxlan",
+            "backend `{}` is not built into overlayd; use vxlan, udp, host-gw or alloc",
             text.escape_debug()
         )),
     }

@@ -13,7 +13,7 @@ use crate::config::{Backend, Config, Df, Engine, Injection as Wish};
 use crate::datapath::Forwarding;
 use crate::datapath::batched::{Batched, Common, Egress, Ingress, Lane};
 use crate::datapath::classic::Classic;
-use crate::datapath::counters::Counters;
+use crate::datapath::counters::Tally;
 use crate::datapath::inbound::{Inbound, Takes};
 use crate::datapath::join::Joiner;
 use crate::datapath::outbound::Outbound;
@@ -35,37 +35,40 @@ pub(super) enum Opened {
 }
 
 impl Opened {
-    pub(super) fn open(engine: Engine, name: &str) -> Result<Self, tap::OpenError> {
+    pub(super) fn open(engine: Engine, name: &str, queues: u16) -> Result<Self, tap::OpenError> {
         match engine {
             Engine::Classic => tap::classic::open(name).map(Opened::Classic),
-            Engine::Batched => tap::offload::open(name, 1).map(Opened::Batched),
+            Engine::Batched => tap::offload::open(name, queues).map(Opened::Batched),
+        }
+    }
+
+    /// The same device once more, for other threads.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Opened::Classic(queue) => queue.try_clone().map(Opened::Classic),
+            Opened::Batched(device) => device.try_clone().map(Opened::Batched),
         }
     }
 }
 
 /// What every engine's threads are made of.
-pub(super) struct Plan {
+pub(super) struct Plan<'a> {
     pub(super) stop: Arc<Stop>,
-    pub(super) counters: Arc<Counters>,
+    /// What is counted, for each queue.
+    pub(super) tally: &'a Tally,
     pub(super) port: u16,
-    /// The largest inner packet that a peer cuts to size, in bytes.
-    pub(super) path_mtu: u16,
-    /// The same for IPv6, whose outer header may be longer.
-    pub(super) ipv6_mtu: u16,
     pub(super) sums: Sums,
     /// How long a forwarding thread looks before it sleeps.
     pub(super) busy_poll: Duration,
 }
 
-impl Plan {
+impl Plan<'_> {
     fn outbound(&self) -> Outbound {
         Outbound::new(self.port, self.sums)
     }
 
     fn inbound<E: Encapsulation>(&self, encapsulation: &E, takes: Takes) -> Inbound<E> {
-        let (port, mtu) = (self.port, self.path_mtu);
-        Inbound::new(encapsulation.clone(), port, mtu, takes, self.sums)
-            .with_ipv6_mtu(self.ipv6_mtu)
+        Inbound::new(encapsulation.clone(), self.port, takes, self.sums)
     }
 
     pub(super) fn classic<E: Encapsulation>(
@@ -80,7 +83,7 @@ impl Plan {
             underlay,
             self.stop.clone(),
             snapshot.reader(),
-            self.counters.clone(),
+            self.tally.queues()[0].clone(),
             self.outbound(),
             self.inbound(encapsulation, Takes::Finished),
         );
@@ -96,11 +99,12 @@ impl Plan {
     ) -> io::Result<Vec<(String, Work)>> {
         let takes = device.takes;
         let mut works: Vec<(String, Work)> = Vec::new();
-        for (queue, (sender, receiver, lane)) in device.queues.into_iter().zip(sockets) {
+        let queues = device.queues.into_iter().zip(self.tally.queues());
+        for ((queue, counters), (sender, receiver, lane)) in queues.zip(sockets) {
             let common = Common {
                 device: Arc::new(queue),
                 stop: self.stop.clone(),
-                counters: self.counters.clone(),
+                counters: counters.clone(),
             };
             let ingress = Ingress::new(
                 common.clone(),
@@ -186,15 +190,16 @@ impl Default for Extras {
 
 impl Extras {
     pub(super) fn new(
-        takes: Takes,
+        device: &tap::offload::Device,
         sender: &Sender,
         receiver: &Receiver,
         injection: Result<Injection, String>,
     ) -> Self {
+        let takes = device.takes;
         if let Err(reason) = &injection {
             tracing::debug!("superpackets are split, not injected: {reason}");
         }
-        let fixed = vec![
+        let mut fixed = vec![
             Feature::new(
                 "tun-superpackets",
                 takes != Takes::Finished,
@@ -210,6 +215,11 @@ impl Extras {
                 "the kernel joins datagrams that we receive (Linux 5.0)",
             ),
         ];
+        if device.queues.len() > 1 {
+            let queues = device.queues.len();
+            let note = format!("{queues}, each with a thread; the kernel keeps a flow on one");
+            fixed.push(Feature::new("tun-queues", true, &note));
+        }
         Extras {
             fixed,
             segmentation: Some(sender.segmentation()),

@@ -1,32 +1,39 @@
-//! The daemon while it runs: lease changes, reloads, and answers on the control socket.
+//! The daemon while it runs: lease changes, reloads, changes of the host, and what each leads to.
+//!
+//! Whatever happens, the same steps follow: where do we stand and which lease is ours ([`Daemon::place`]), tables of the
+//! leases ([`Daemon::publish`]), threads that fit ([`Daemon::wire`]), and the kernel's state
+//! ([`Daemon::reconcile`]). What did not change costs nothing and loses no packet.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-use encap::{Encapsulation, Family};
-use fdb::Snapshot;
+use anyhow::{Context, bail};
+use encap::Encapsulation;
+use futures_util::{Stream, StreamExt};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::sleep_until;
 
-use super::Surroundings;
 use super::engines::Extras;
-use super::threads::Threads;
-use crate::config::Config;
+use super::node::{Accepted, Node, log_changes, log_objections};
+use super::plane::{self, Kit, Plane, Wiring};
+use super::reconcile::{PAUSE, POLL, Reconciler, SETTLE};
+use super::routing::{self, Direct, Hop};
+use super::{IPV6_MIN_MTU, Sizes, Surroundings, ground, options, wanted};
+use crate::config::{Backend, Config};
 use crate::datapath::Forwarding;
-use crate::datapath::counters::{Counters, PeerCounters};
-use crate::kernel::device::DeviceSpec;
-use crate::kernel::{Link, Netlink, Route, RouteSpec, preflight};
+use crate::kernel::host::{Host, Site};
+use crate::kernel::reconcile::{Actual, Desired, DeviceSpec};
+use crate::kernel::{Change, RouteSpec};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
-use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
+use crate::lease::sync::{self, Ground, KnownPeers, Objection, Synced};
 use crate::observe::server::Control;
-use crate::observe::status::{self, Health, Status, Warning};
+use crate::underlay::Underlay;
 
 /// What the daemon holds while it runs.
 pub(super) struct Daemon<E> {
@@ -35,9 +42,19 @@ pub(super) struct Daemon<E> {
     pub(super) store: FileStore,
     /// The last good ones.
     pub(super) leases: Vec<Lease>,
-    pub(super) ground: Ground,
-    pub(super) encapsulation: E,
-    pub(super) spec: DeviceSpec,
+    /// The encapsulation of a node with this lease.
+    pub(super) make: Box<dyn Fn(&Lease) -> E>,
+    pub(super) own: Lease,
+    pub(super) site: Site,
+    /// The addresses by which our lease can be recognised, as they were last seen.
+    pub(super) candidates: Vec<IpAddr>,
+    /// The prefixes of the peers.
+    pub(super) hops: Vec<Hop>,
+    /// Static routes that are taken.
+    pub(super) routed: Vec<IpNet>,
+    /// What carries packets, if the backend does that here.
+    pub(super) plane: Option<Plane>,
+    pub(super) reconciler: Reconciler,
     pub(super) node: Arc<Node>,
 }
 
@@ -59,80 +76,46 @@ impl Signals {
     }
 }
 
-/// What status answers are made from.
-pub(super) struct Node {
-    pub(super) name: String,
-    pub(super) backend: status::Backend,
-    pub(super) engine: &'static str,
-    pub(super) extras: Extras,
-    pub(super) own: Lease,
-    pub(super) counters: Arc<Counters>,
-    pub(super) device: DeviceSpec,
-    pub(super) link: Link,
-    pub(super) iface: Link,
-    pub(super) site_warnings: Vec<String>,
-    pub(super) netlink: Netlink,
-    pub(super) snapshot: Snapshot<Forwarding>,
-    pub(super) started: Instant,
-    pub(super) view: Mutex<View>,
-}
-
-/// What changes with a reload.
-#[derive(Default)]
-pub(super) struct View {
-    peers: Vec<(PeerLeases, Arc<PeerCounters>)>,
-    objections: Vec<Objection>,
-    /// The prefixes that lead into the device.
-    pub(super) routes: Vec<IpNet>,
-    /// Why the tables may not be what the lease file says.
-    store_fault: Option<String>,
-    /// Why the settings may not be what the configuration says.
-    config_fault: Option<String>,
-    /// Routes that the kernel would not take.
-    route_faults: Vec<String>,
-}
-
-/// The outcome of a sync, parted into what the datapath reads and what people read.
-pub(super) struct Accepted {
-    pub(super) tables: fdb::Tables<Arc<PeerCounters>>,
-    pub(super) view: View,
-}
-
-impl Accepted {
-    pub(super) fn new(synced: Synced) -> Self {
-        let Synced {
-            tables,
-            peers,
-            objections,
-            ..
-        } = synced;
-        let counters = tables.peers().iter().map(|peer| peer.data.clone());
-        let peers = peers.into_iter().zip(counters).collect();
-        Accepted {
-            tables,
-            view: View {
-                peers,
-                objections,
-                ..View::default()
-            },
-        }
-    }
-}
-
 impl<E: Encapsulation> Daemon<E> {
+    /// Sets up the device and the routes, and starts to carry packets.
+    ///
+    /// # Errors
+    /// If something stands in the way of the device or of what leads into it.
+    pub(super) async fn begin(&mut self, underlays: Option<Vec<Underlay>>) -> anyhow::Result<()> {
+        self.reconcile(self.node.netlink.actual().await?).await;
+        let report = self.reconciler.report();
+        if let Some(fault) = report.of_device().next() {
+            bail!("cannot set up the device: {fault}");
+        }
+        if let Some(fault) = &self.node.view().faults.mtu {
+            bail!("{fault}");
+        }
+        if let Some(underlays) = underlays {
+            self.carry(underlays).await?;
+        }
+        Ok(())
+    }
+
     /// Says that packets are being forwarded.
     pub(super) fn announce(&self) {
         let view = self.node.view();
         log_objections(&view.objections, &[]);
+        let port = self.config.backend.port();
+        let device = self.plane.as_ref().map(|plane| &*plane.link.name);
+        let doing = match self.config.backend {
+            Backend::Udp(_) | Backend::Vxlan(_) => "forwarding",
+            Backend::HostGw => "routing",
+            Backend::Alloc => "ready",
+        };
         tracing::info!(
             node = self.node.name,
             backend = E::NAME,
-            port = self.ground.port,
-            device = self.spec.name,
-            mtu = self.spec.mtu,
-            lease = %self.node.own,
+            port,
+            device = device.unwrap_or("none"),
+            mtu = Sizes::of::<E>(&self.config, &self.site).device,
+            lease = %self.own,
             peers = view.peers.len(),
-            "forwarding, {:.0?} after start",
+            "{doing}, {:.0?} after start",
             self.node.started.elapsed()
         );
         if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
@@ -140,14 +123,14 @@ impl<E: Encapsulation> Daemon<E> {
         }
     }
 
-    /// Serves until it is told to stop, or the forwarding thread ends. All changes pass through this one
+    /// Serves until it is told to stop, or a forwarding thread ends. All changes pass through this one
     /// task, in order.
     pub(super) async fn serve(
         &mut self,
         control: &Control,
         signals: &mut Signals,
         mut changes: mpsc::Receiver<()>,
-        threads: &mut Threads,
+        host: impl Stream<Item = Change> + Unpin,
     ) -> anyhow::Result<()> {
         let node = self.node.clone();
         let clients = control.serve(move |request| node.clone().answer(request));
@@ -156,13 +139,28 @@ impl<E: Encapsulation> Daemon<E> {
         for warning in self.node.host_warnings().await {
             tracing::warn!(cure = warning.cure, "{}", warning.what);
         }
+        let mut host = host.fuse();
+        let mut looked = Instant::now();
+        let mut due = looked + POLL;
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => return Ok(()),
                 _ = signals.interrupt.recv() => return Ok(()),
-                () = threads.one_ended() => return Ok(()),
+                () = ended(&mut self.plane) => {
+                    self.revive().await?;
+                    due = Instant::now();
+                }
                 _ = signals.hangup.recv() => self.reload().await,
                 Some(()) = changes.recv() => { self.resync().await; }
+                Some(_) = host.next() => {
+                    due = due.min((Instant::now() + SETTLE).max(looked + PAUSE));
+                }
+                () = sleep_until(due.into()) => {
+                    self.look().await;
+                    looked = Instant::now();
+                    let again = self.reconciler.report().again;
+                    due = again.map_or(looked + POLL, |again| again.min(looked + POLL));
+                }
                 never = &mut clients => match never {},
             }
         }
@@ -177,7 +175,6 @@ impl<E: Encapsulation> Daemon<E> {
             Ok(new) => match self.config.diff_needs_restart(&new).as_slice() {
                 [] => {
                     (self.surroundings.set_log_level)(&new.log.level);
-                    self.ground.routes.clone_from(&new.routes);
                     self.config = new;
                     None
                 }
@@ -191,16 +188,13 @@ impl<E: Encapsulation> Daemon<E> {
             None => tracing::info!("configuration reloaded"),
             Some(fault) => tracing::error!("{fault}"),
         }
-        self.node.view().config_fault = fault;
-        // What somebody took from the device comes back.
-        if let Err(error) = self.node.netlink.set_up_device(&self.spec).await {
-            tracing::error!("cannot set up the device again: {error}");
-        }
+        self.node.view().faults.config = fault;
         // If the lease file is bad now, what changed still takes effect on the last good leases.
         if !self.resync().await {
-            if let Ok(synced) = self.accept(&self.leases) {
-                self.publish(synced).await;
-            }
+            let leases = std::mem::take(&mut self.leases);
+            // They were good, so they are again.
+            let _ = self.take_up(&leases).await;
+            self.leases = leases;
         }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
@@ -208,27 +202,121 @@ impl<E: Encapsulation> Daemon<E> {
     /// Reads the leases again and publishes new tables, or keeps the last good ones and says why. Says
     /// whether there are new ones.
     async fn resync(&mut self) -> bool {
-        let loaded = self.store.load().map_err(|error| error.to_string());
-        let accepted = loaded.and_then(|leases| Ok((self.accept(&leases)?, leases)));
-        match accepted {
+        let taken = match self.store.load() {
+            Ok(leases) => self.take_up(&leases).await.map(|()| leases),
+            Err(error) => Err(error.to_string()),
+        };
+        match taken {
             Err(fault) => {
                 let mut view = self.node.view();
-                if view.store_fault.as_ref() != Some(&fault) {
+                if view.faults.store.as_ref() != Some(&fault) {
                     tracing::error!("{fault}; the last good leases stay in force");
                 }
-                view.store_fault = Some(fault);
+                view.faults.store = Some(fault);
                 false
             }
-            Ok((synced, leases)) => {
+            Ok(leases) => {
                 self.leases = leases;
-                self.node.view().store_fault = None;
-                self.publish(synced).await;
+                self.node.view().faults.store = None;
                 true
             }
         }
     }
 
-    fn accept(&self, leases: &[Lease]) -> Result<Synced, String> {
+    /// Looks at the host: where do we stand, and is the kernel's state as it shall be?
+    async fn look(&mut self) {
+        let actual = match self.node.netlink.actual().await {
+            Ok(actual) => actual,
+            Err(error) => return tracing::warn!("{error}"),
+        };
+        self.heed_addresses(&actual);
+        let leases = std::mem::take(&mut self.leases);
+        let placed = self.place(&actual, &leases);
+        match placed {
+            Err(fault) => self.misplaced(Some(fault)),
+            Ok((own, site)) => {
+                self.misplaced(None);
+                if own != self.own || !is_like(&site, &self.site) {
+                    if let Err(fault) = self.accept(&leases, own, site).await {
+                        self.misplaced(Some(fault));
+                    }
+                }
+            }
+        }
+        self.leases = leases;
+        let is_there = self.reconcile(actual).await;
+        if self.config.backend.encapsulates() && !is_there {
+            self.reopen().await;
+        }
+        self.wire().await;
+        self.tell_place();
+    }
+
+    /// Notes the addresses by which our lease can be recognised. A store that takes leases itself would be told here:
+    /// the lease that it holds for us has to carry the new address. A lease file is for others to change.
+    fn heed_addresses(&mut self, actual: &Actual) {
+        let host = Host::of(wanted(&self.config), actual);
+        let Ok(now) = host.candidates() else { return };
+        if now != self.candidates {
+            let all: Vec<_> = now.iter().map(IpAddr::to_string).collect();
+            tracing::info!("this node's underlay addresses are now {}", all.join(", "));
+            self.candidates = now;
+        }
+    }
+
+    fn misplaced(&self, fault: Option<String>) {
+        let mut view = self.node.view();
+        if let Some(fault) = &fault {
+            if view.faults.place.as_ref() != Some(fault) {
+                tracing::error!("{fault}; what was stays in force");
+            }
+        }
+        view.faults.place = fault;
+    }
+
+    /// Makes tables of `leases`, at the place where we are now, or as long as that is unclear, where we were.
+    async fn take_up(&mut self, leases: &[Lease]) -> Result<(), String> {
+        let actual = self.node.netlink.actual().await;
+        let actual = actual.map_err(|error| error.to_string())?;
+        let (own, site) = match self.place(&actual, leases) {
+            Ok(placed) => {
+                self.misplaced(None);
+                placed
+            }
+            Err(fault) => {
+                let ours: Vec<IpAddr> = self.site.public.ips().collect();
+                let own = sync::find_own(leases, &ours).map_err(|_| fault.clone())?;
+                self.misplaced(Some(fault));
+                (own.clone(), self.site.clone())
+            }
+        };
+        self.accept(leases, own, site).await?;
+        self.reconcile(actual).await;
+        self.wire().await;
+        self.tell_place();
+        Ok(())
+    }
+
+    /// Which lease is ours, and where it puts us. We stay where we are for as long as the node is reached there and
+    /// has a lease for it: an address more on the interface, or a second lease of ours, changes nothing.
+    fn place(&self, actual: &Actual, leases: &[Lease]) -> Result<(Lease, Site), String> {
+        let host = Host::of(wanted(&self.config), actual);
+        if let Some(site) = host.still(&self.site) {
+            let ours: Vec<IpAddr> = site.public.ips().collect();
+            if let Ok(own) = sync::find_own(leases, &ours) {
+                if own.endpoint() == site.public {
+                    return Ok((own.clone(), site));
+                }
+            }
+        }
+        let candidates = host.candidates().map_err(|error| error.to_string())?;
+        let own = sync::find_own(leases, &candidates).map_err(|error| error.to_string())?;
+        let site = host.site(own.endpoint());
+        Ok((own.clone(), site.map_err(|error| error.to_string())?))
+    }
+
+    /// Takes up what may be a new place, with tables of `leases` that fit it.
+    async fn accept(&mut self, leases: &[Lease], own: Lease, site: Site) -> Result<(), String> {
         let known: KnownPeers = self
             .node
             .snapshot
@@ -238,320 +326,239 @@ impl<E: Encapsulation> Daemon<E> {
             .iter()
             .flat_map(|peer| peer.public.ips().map(|ip| (ip, peer.data.clone())))
             .collect();
-        let synced = sync::sync(&self.ground, leases, &self.encapsulation, &known)
+        let ground: Ground = ground(&self.config, &site);
+        let synced = sync::sync(&ground, leases, &(self.make)(&own), &known)
             .map_err(|error| error.to_string())?;
-        let (old, new) = (&self.node.own, &synced.own);
-        if old != new {
-            return Err(format!(
-                "this node's lease changed from {old} to {new}: restart to take it"
-            ));
+        if own != self.own {
+            tracing::info!("this node's lease was {}, and is now {own}", self.own);
         }
-        Ok(synced)
+        if site.iface.mtu != self.site.iface.mtu {
+            let (name, mtu) = (&site.iface.name, site.iface.mtu);
+            tracing::info!(
+                "the MTU of {name} was {}, and is now {mtu}",
+                self.site.iface.mtu
+            );
+        }
+        (self.own, self.site) = (own, site);
+        self.publish(synced);
+        Ok(())
     }
 
-    async fn publish(&mut self, synced: Synced) {
-        self.route(&synced.routed).await;
-        let Accepted { tables, view } = Accepted::new(synced);
-        let options = super::options(&self.config, &self.node.own);
-        let peers = tables.peers().iter().map(|peer| peer.public);
-        self.node.extras.set_peers(peers);
-        self.node.snapshot.publish(Forwarding { tables, options });
-        let mut current = self.node.view();
-        log_changes(&current.peers, &view.peers);
-        log_objections(&view.objections, &current.objections);
-        (current.peers, current.objections) = (view.peers, view.objections);
-        current.routes.clone_from(&self.spec.routes);
-    }
-
-    /// Leads static routes that came or went into the device or out of it. What the kernel refuses is tried
-    /// again with the next change.
-    async fn route(&mut self, routed: &[IpNet]) {
-        let wanted = super::routes(&self.config, routed);
-        let index = self.node.link.index;
-        let mut faults = Vec::new();
-        let mut there = Vec::new();
-        for prefix in self.spec.routes.drain(..) {
-            if wanted.contains(&prefix) {
-                there.push(prefix);
-                continue;
-            }
-            match self
-                .node
-                .netlink
-                .del_route(&RouteSpec::new(prefix, index))
-                .await
-            {
-                Ok(()) => {}
-                // Somebody removed it before us, perhaps by taking the device down.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => faults.push(error.to_string()),
-            }
-        }
-        for prefix in wanted {
-            if there.contains(&prefix) {
-                continue;
-            }
-            let mtu = self.spec.ipv6_route_mtu;
-            match self.node.netlink.add_device_route(index, prefix, mtu).await {
-                Ok(()) => there.push(prefix),
-                Err(error) => faults.push(error.to_string()),
-            }
-        }
-        self.spec.routes = there;
+    fn publish(&mut self, synced: Synced) {
+        self.hops = routing::hops(&synced.peers);
+        let Accepted {
+            tables,
+            peers,
+            objections,
+            routed,
+        } = Accepted::new(synced);
+        self.routed = routed;
+        let sizes = Sizes::of::<E>(&self.config, &self.site);
+        let options = options(&self.config, &self.own, sizes);
         let mut view = self.node.view();
-        faults
-            .iter()
-            .filter(|fault| !view.route_faults.contains(fault))
-            .for_each(|fault| tracing::error!("{fault}"));
-        view.route_faults = faults;
+        view.extras
+            .set_peers(tables.peers().iter().map(|peer| peer.public));
+        self.node.snapshot.publish(Forwarding { tables, options });
+        log_changes(&view.peers, &peers);
+        log_objections(&objections, &view.objections);
+        (view.peers, view.objections) = (peers, objections);
     }
-}
 
-/// Peers whose way is looked up for one status.
-const MAX_ROUTES_ASKED: usize = 16;
-
-/// Changes of peers that are logged one by one; more are only counted.
-const MAX_CHANGES: usize = 20;
-
-fn log_objections(objections: &[Objection], known: &[Objection]) {
-    for objection in objections
-        .iter()
-        .filter(|objection| !known.contains(objection))
-    {
-        tracing::warn!("not taken: {}: {}", objection.subject, objection.reason);
+    /// Says where we stand, once all of us stands there.
+    fn tell_place(&self) {
+        let mut view = self.node.view();
+        (view.own, view.site) = (self.own.clone(), self.site.clone());
     }
-}
 
-fn log_changes(old: &[(PeerLeases, Arc<PeerCounters>)], new: &[(PeerLeases, Arc<PeerCounters>)]) {
-    let by_ip = |of: &'_ [(PeerLeases, Arc<PeerCounters>)]| -> HashMap<IpAddr, Lease> {
-        let leases = of.iter().map(|(peer, _)| &peer.lease);
-        let each = leases.flat_map(|lease| lease.endpoint().ips().map(|ip| (ip, lease.clone())));
-        each.collect()
-    };
-    let (before, after) = (by_ip(old), by_ip(new));
-    let find = |among: &HashMap<IpAddr, Lease>, lease: &Lease| {
-        lease
-            .endpoint()
-            .ips()
-            .find_map(|ip| among.get(&ip).cloned())
-    };
-    let mut lines = Vec::new();
-    for (peer, _) in new {
-        match find(&before, &peer.lease) {
-            None => lines.push(format!("peer added: {}", peer.lease)),
-            Some(lease) if lease != peer.lease => {
-                lines.push(format!("peer changed: {lease} is now {}", peer.lease));
+    /// What the kernel shall have, and the peers that it can have no route to.
+    fn desired(&self, actual: &Actual) -> (Desired, Vec<Objection>) {
+        let direct = Direct::of(&self.config.backend);
+        let (mut routes, unroutable) =
+            routing::to_peers(direct, &self.hops, &self.site.iface, actual);
+        let sizes = Sizes::of::<E>(&self.config, &self.site);
+        // Linux has no IPv6 on a device that is too small for it.
+        let fits = |ip: &IpAddr| ip.is_ipv4() || sizes.device >= IPV6_MIN_MTU;
+        let device = self.plane.as_ref().map(|plane| DeviceSpec {
+            name: plane.link.name.clone(),
+            index: plane.link.index,
+            mtu: sizes.device,
+            addresses: overlay_addresses(&self.own).filter(fits).collect(),
+        });
+        if let Some(device) = &device {
+            let ipv6_mtu = Some(sizes.ipv6_path).filter(|mtu| *mtu < sizes.device);
+            for prefix in routing::into_device(&self.config, &self.routed) {
+                let straight = routes.iter().any(|route| route.dst == prefix);
+                if straight || !fits(&prefix.network()) {
+                    continue;
+                }
+                let mtu = match prefix {
+                    IpNet::V4(_) => None,
+                    IpNet::V6(_) => ipv6_mtu.map(u32::from),
+                };
+                routes.push(RouteSpec {
+                    mtu,
+                    ..RouteSpec::new(prefix, device.index)
+                });
             }
-            Some(_) => {}
+        }
+        let desired = Desired {
+            device,
+            routes,
+            networks: routing::networks(&self.config),
+        };
+        (desired, unroutable)
+    }
+
+    /// Makes the kernel's state what it shall be. Says whether the device is there.
+    async fn reconcile(&mut self, actual: Actual) -> bool {
+        let (desired, unroutable) = self.desired(&actual);
+        let prefixes = match Direct::of(&self.config.backend) {
+            Direct::All => routing::networks(&self.config),
+            Direct::No | Direct::Near => routing::into_device(&self.config, &self.routed),
+        };
+        let is_there = self
+            .reconciler
+            .run(&self.node.netlink, desired, actual)
+            .await;
+        let mut view = self.node.view();
+        view.faults.mtu = self.too_small();
+        log_objections(&unroutable, &view.unroutable);
+        (view.unroutable, view.prefixes) = (unroutable, prefixes);
+        view.report = self.reconciler.report();
+        is_there && self.plane.is_some()
+    }
+
+    /// Why there is no IPv6 inside, if the underlay is too small for it.
+    fn too_small(&self) -> Option<String> {
+        let mtu = Sizes::of::<E>(&self.config, &self.site).ipv6_path;
+        let iface = &self.site.iface;
+        (self.config.network.v6.is_some() && mtu < IPV6_MIN_MTU).then(|| format!(
+            "an MTU of {mtu} bytes is too small for IPv6, which needs {IPV6_MIN_MTU}: raise the MTU of {} (now {}) or device.mtu, or leave out network.ipv6-network",
+            iface.name, iface.mtu
+        ))
+    }
+
+    /// A forwarding thread has ended. If somebody removed the device, it is made again; anything else is an error.
+    async fn revive(&mut self) -> anyhow::Result<()> {
+        let Some(plane) = &mut self.plane else {
+            return Ok(());
+        };
+        match plane.stop()? {
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {
+                self.reopen().await;
+                self.wire().await;
+                Ok(())
+            }
+            Err(error) => Err(error).context("forwarding failed"),
+            Ok(()) => bail!("a forwarding thread ended, though nobody told it to"),
         }
     }
-    let gone = old
-        .iter()
-        .filter(|(peer, _)| find(&after, &peer.lease).is_none());
-    lines.extend(gone.map(|(peer, _)| format!("peer gone: {}", peer.lease)));
-    for line in lines.iter().take(MAX_CHANGES) {
-        tracing::info!("{line}");
-    }
-    if lines.len() > MAX_CHANGES {
-        tracing::info!("and {} more changes of peers", lines.len() - MAX_CHANGES);
-    }
-}
 
-impl Node {
-    /// The view stays whole even if a thread died over it: it is only ever replaced.
-    fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is unusual about the node's place on the underlay, and what on this host would eat overlay
-    /// traffic, as it stands now.
-    async fn warnings(&self) -> Vec<Warning> {
-        let site = self.site_warnings.iter().map(|what| Warning {
-            what: what.clone(),
-            cure: String::new(),
-        });
-        self.host_warnings().await.into_iter().chain(site).collect()
-    }
-
-    /// What on this host would eat overlay traffic, as it stands now.
-    async fn host_warnings(&self) -> Vec<Warning> {
-        let (peers, routes): (Vec<IpAddr>, Vec<IpNet>) = {
-            let view = self.view();
-            let peers = view.peers.iter();
-            let peers = peers.flat_map(|(peer, _)| peer.lease.endpoint().ips());
-            (peers.collect(), view.routes.clone())
-        };
-        let subject = preflight::Subject {
-            device: &self.device.name,
-            iface: Some(&self.iface.name),
-            networks: &routes,
-            peers: &peers,
-            accept_node_source: self.snapshot.load_full().options.accept_node_source,
-        };
-        let mut found: Vec<_> = preflight::check(&self.netlink, &subject)
-            .await
-            .into_iter()
-            .map(|advice| Warning {
-                what: advice.what,
-                cure: advice.cure,
-            })
-            .collect();
-        // One is enough to see that the overlay network swallows the underlay; a few catch mixed ones.
-        for peer in peers.iter().take(MAX_ROUTES_ASKED) {
-            if let Ok(Some(Route { oif: Some(oif), .. })) = self.netlink.route_to(*peer).await {
-                if oif == self.link.index {
-                    found.push(Warning {
-                        what: format!(
-                            "the way to the peer {peer} leads into {} itself: packets to it are dropped as looped",
-                            self.device.name
-                        ),
-                        cure: format!(
-                            "ip route add {peer} via <the underlay's gateway> dev {}, or choose an overlay network that does not contain the underlay",
-                            self.iface.name
-                        ),
-                    });
+    /// Makes the device again, which somebody removed or carried off, unless somebody keeps doing so.
+    async fn reopen(&mut self) {
+        // Its descriptor would keep a device in another namespace alive.
+        if let Some(mut plane) = self.plane.take() {
+            if let Ok(Err(error)) | Err(error) = plane.stop().map(|ended| ended.map_err(Into::into))
+            {
+                tracing::debug!("{error:#}");
+            }
+        }
+        if !self.reconciler.may_reopen() {
+            return;
+        }
+        match Plane::open(&self.config, &self.node.netlink).await {
+            Err(error) => self.not_carrying(&error),
+            Ok(plane) => {
+                self.reconciler.reopened(&plane.link.name);
+                self.plane = Some(plane);
+                match self.node.netlink.actual().await {
+                    Ok(actual) => drop(self.reconcile(actual).await),
+                    Err(error) => tracing::warn!("{error}"),
                 }
             }
         }
-        found
     }
 
-    /// What somebody took from the device since we set it up. Linux drops the IPv4 routes of a device that
-    /// goes down, and does not bring them back with it.
-    async fn device_faults(&self) -> Vec<String> {
-        let wanted = self.view().routes.clone();
-        let (name, index) = (&self.device.name, self.link.index);
-        if matches!(self.netlink.link_by_index(index).await, Ok(Some(link)) if !link.up) {
-            return vec![format!(
-                "the device {name} is down: nothing enters or leaves the overlay; SIGHUP brings it up again, with its addresses and routes"
-            )];
+    /// Sees to it that threads run, and that they are the right ones.
+    async fn wire(&mut self) {
+        let wiring = Wiring::of(&self.own, &self.site);
+        let Some(plane) = &mut self.plane else { return };
+        if plane.fits(wiring) {
+            return;
         }
-        let (Ok(routes), Ok(addresses)) =
-            (self.netlink.routes().await, self.netlink.addresses().await)
-        else {
-            return Vec::new();
+        if let Err(error) = plane.stop() {
+            tracing::error!("{error:#}");
+        }
+        // What was injected through goes first: the next takes its name.
+        self.node.view().extras = Arc::new(Extras::default());
+        let bound = plane::bind(&self.config, self.site.bound, &self.node.netlink).await;
+        let started = match bound {
+            Ok(underlays) => self.carry(underlays).await,
+            Err(error) => Err(error),
         };
-        let is_there = |ip: &&IpAddr| addresses.iter().any(|a| a.ifindex == index && a.ip == **ip);
-        let lost = self
-            .device
-            .addresses
-            .iter()
-            .filter(|ip| !is_there(ip))
-            .map(|ip| format!("the address {ip} of {name} is gone; SIGHUP brings it back"));
-        let missing = wanted.iter().filter(|prefix| {
-            let leads_there = |route: &&Route| route.dst == **prefix && route.oif == Some(index);
-            routes.iter().find(leads_there).is_none()
-        });
-        let missing = missing.map(|prefix| {
-                format!(
-                    "the route {prefix} into {name} is gone: its packets go elsewhere; SIGHUP brings it back"
-                )
-            });
-        lost.chain(missing).collect()
-    }
-
-    /// Where the tables that forwarding reads now lead a destination.
-    fn who(&self, destination: IpAddr) -> status::Who {
-        let forwarding = self.snapshot.load_full();
-        let verdict = match forwarding.tables.route(destination) {
-            fdb::Route::Local => status::Holder::Local,
-            fdb::Route::None => status::Holder::None,
-            fdb::Route::Peer(hop) => status::Holder::Peer {
-                to: hop.to,
-                mtu: hop.mtu,
-                header: hop.header.as_slice().to_vec(),
-            },
-        };
-        status::Who {
-            version: status::VERSION,
-            destination,
-            holder: verdict,
+        match started {
+            Ok(()) => {
+                tracing::info!("forwarding from {}", self.site.bound);
+                self.node.view().faults.plane = None;
+            }
+            Err(error) => self.not_carrying(&error),
         }
     }
 
-    /// The answer to one request on the control socket.
-    async fn answer(self: Arc<Self>, request: String) -> Bytes {
-        let answer = match request.split_once(' ').unwrap_or((&request, "")) {
-            ("status", "") => serde_json::to_string(&self.status().await),
-            ("who", ip) => match ip.trim().parse() {
-                Ok(ip) => serde_json::to_string(&self.who(ip)),
-                Err(_) => serde_json::to_string(&serde_json::json!({
-                    "error": format!("who asks for an IP address, like `who 10.244.2.2`, not {ip:?}")
-                })),
-            },
-            _ => serde_json::to_string(&serde_json::json!({
-                "error": format!("unknown request {request:?}; known: status, who ADDRESS")
-            })),
+    async fn carry(&mut self, underlays: Vec<Underlay>) -> anyhow::Result<()> {
+        let Some(plane) = &mut self.plane else {
+            return Ok(());
         };
-        // Neither document has anything that JSON cannot hold.
-        let mut line = answer.unwrap_or_default();
-        line.push('\n');
-        Bytes::from(line)
+        let kit = Kit {
+            config: &self.config,
+            netlink: &self.node.netlink,
+            tally: &self.node.tally,
+            snapshot: &self.node.snapshot,
+            encapsulation: &(self.make)(&self.own),
+            own: &self.own,
+            site: &self.site,
+        };
+        let extras = plane.start(underlays, &kit).await?;
+        self.node.view().extras = Arc::new(extras);
+        Ok(())
     }
 
-    async fn status(&self) -> Status {
-        let (warnings, device_faults) = (self.warnings().await, self.device_faults().await);
-        let vxlan = self.backend.vni.is_some();
-        let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());
-        let view = self.view();
-        let reasons: Vec<_> = device_faults
-            .iter()
-            .chain(&view.store_fault)
-            .chain(&view.config_fault)
-            .chain(&view.route_faults)
-            .cloned()
-            .collect();
-        Status {
-            version: status::VERSION,
-            state: if reasons.is_empty() {
-                Health::Ok
-            } else {
-                Health::Degraded
-            },
-            reasons,
-            warnings,
-            node: self.name.clone(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            program_version: env!("CARGO_PKG_VERSION").into(),
-            backend: self.backend.clone(),
-            engine: self.engine.into(),
-            features: self.extras.features(),
-            device: status::Device {
-                name: self.device.name.clone(),
-                index: self.link.index,
-                mtu: self.device.mtu,
-                addresses: self.device.addresses.clone(),
-                underlay: self.iface.name.clone(),
-                underlay_mtu: self.iface.mtu,
-            },
-            lease: status::OwnLease {
-                subnet: self.own.subnet,
-                ipv6_subnet: self.own.ipv6_subnet,
-                public_ip: self.own.public_ip,
-                public_ipv6: self.own.public_ipv6,
-                vtep_mac: mac(&self.own),
-            },
-            peers: view
-                .peers
-                .iter()
-                .map(|(peer, counters)| status::Peer {
-                    subnet: peer.lease.subnet,
-                    ipv6_subnet: peer.lease.ipv6_subnet,
-                    also: peer.also.clone(),
-                    public_ip: peer.lease.public_ip,
-                    public_ipv6: peer.lease.public_ipv6,
-                    vtep_mac: mac(&peer.lease),
-                    sent_packets: counters.sent.packets.get(),
-                    sent_bytes: counters.sent.bytes.get(),
-                    received_packets: counters.received.packets.get(),
-                    received_bytes: counters.received.bytes.get(),
-                })
-                .collect(),
-            refused: view.objections.clone(),
-            outbound: (&*self.counters.outbound).into(),
-            inbound: (&*self.counters.inbound).into(),
-            drops: status::drops(&self.counters),
+    fn not_carrying(&self, error: &anyhow::Error) {
+        let fault = format!("no packet is carried: {error:#}");
+        let mut view = self.node.view();
+        if view.faults.plane.as_ref() != Some(&fault) {
+            tracing::error!("{fault}");
         }
+        view.faults.plane = Some(fault);
     }
+}
+
+/// Waits until a forwarding thread has ended; for ever, where there are none.
+async fn ended(plane: &mut Option<Plane>) {
+    match plane {
+        Some(plane) => plane.one_ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The addresses that our lease gives the device: the base addresses of its subnets, as flannel does.
+fn overlay_addresses(own: &Lease) -> impl Iterator<Item = IpAddr> + use<> {
+    let v4 = own.subnet.map(|net| IpAddr::V4(net.network()));
+    let v6 = own.ipv6_subnet.map(|net| IpAddr::V6(net.network()));
+    v4.into_iter().chain(v6)
+}
+
+/// The same place, as far as it matters to the tables, the sockets and the device.
+fn is_like(one: &Site, other: &Site) -> bool {
+    let of = |site: &Site| {
+        let iface = &site.iface;
+        (
+            site.public,
+            site.bound,
+            iface.index,
+            iface.mtu,
+            iface.name.clone(),
+        )
+    };
+    of(one) == of(other)
 }

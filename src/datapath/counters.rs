@@ -6,6 +6,7 @@
 //! of a peer has several writers, the threads of all queues, which count once per train or superpacket.
 
 use std::iter::Sum;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam::utils::CachePadded;
@@ -160,6 +161,63 @@ pub struct Counters {
     pub outbound: CachePadded<Direction>,
     /// From the underlay to the device.
     pub inbound: CachePadded<Direction>,
+}
+
+/// A direction of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the device to the underlay.
+    Outbound,
+    /// From the underlay to the device.
+    Inbound,
+}
+
+impl Way {
+    /// Both.
+    pub const ALL: [Self; 2] = [Way::Outbound, Way::Inbound];
+
+    /// Its name in status and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Outbound => "outbound",
+            Way::Inbound => "inbound",
+        }
+    }
+}
+
+/// The counts of all forwarding threads: one for each queue.
+#[derive(Debug)]
+pub struct Tally(Vec<Arc<Counters>>);
+
+impl Tally {
+    /// Counts for the threads of so many queues.
+    pub fn new(queues: u16) -> Self {
+        Tally((0..queues).map(|_| Arc::default()).collect())
+    }
+
+    /// Those of each queue.
+    pub fn queues(&self) -> &[Arc<Counters>] {
+        &self.0
+    }
+
+    fn directions(&self, way: Way) -> impl Iterator<Item = &Direction> {
+        self.0.iter().map(move |counters| match way {
+            Way::Outbound => &*counters.outbound,
+            Way::Inbound => &*counters.inbound,
+        })
+    }
+
+    /// What all queues counted in one direction.
+    pub fn counts(&self, way: Way) -> DirectionCounts {
+        self.directions(way).map(DirectionCounts::from).sum()
+    }
+
+    /// How many packets of one direction ended under `reason`.
+    pub fn dropped(&self, way: Way, reason: DropReason) -> u64 {
+        self.directions(way)
+            .map(|counts| counts.dropped(reason))
+            .sum()
+    }
 }
 
 /// One direction of one peer.

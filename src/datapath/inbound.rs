@@ -25,7 +25,7 @@ use fdb::PeerId;
 
 use super::batch::{Batch, Delivery, Outbox, Packet, Place};
 use super::counters::Direction;
-use super::{DropReason, Forwarding, is_looped};
+use super::{DropReason, Forwarding, Options, is_looped};
 
 /// What the device's kernel finishes of what is written to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,40 +42,19 @@ pub enum Takes {
 pub struct Inbound<E> {
     encapsulation: E,
     port: u16,
-    device_mtu: u16,
-    ipv6_mtu: u16,
     takes: Takes,
     sums: Sums,
 }
 
 impl<E: Encapsulation> Inbound<E> {
-    /// A stage for datagrams of `encapsulation` that come to `port`, for a device with `device_mtu` that takes what
-    /// `takes` says, with the checksum kernels of this processor.
-    pub fn new(encapsulation: E, port: u16, device_mtu: u16, takes: Takes, sums: Sums) -> Self {
+    /// A stage for datagrams of `encapsulation` that come to `port`, for a device that takes what `takes` says, with
+    /// the checksum kernels of this processor.
+    pub fn new(encapsulation: E, port: u16, takes: Takes, sums: Sums) -> Self {
         Inbound {
             encapsulation,
             port,
-            device_mtu,
-            ipv6_mtu: device_mtu,
             takes,
             sums,
-        }
-    }
-
-    /// The same, where IPv6 packets that peers cut to size are at most `mtu` bytes.
-    pub fn with_ipv6_mtu(self, mtu: u16) -> Self {
-        Inbound {
-            ipv6_mtu: mtu.min(self.device_mtu),
-            ..self
-        }
-    }
-
-    /// What a TCP superpacket is split to: it must not be more than the sender's kernel would have split it to, which
-    /// the receiver is not told, since pods need not take more than that.
-    fn mtu(&self, inner: &Inner) -> usize {
-        match inner.family {
-            Family::V4 => self.device_mtu.into(),
-            Family::V6 => self.ipv6_mtu.into(),
         }
     }
 
@@ -102,17 +81,14 @@ impl<E: Encapsulation> Inbound<E> {
             let mut packet = batch.packet(index);
             let checked = self.check(&mut packet, forwarding, counts);
             let ended = checked.and_then(|(peer, inner)| {
-                if self.is_superpacket(&inner, packet.frame().vnet.gso_size) {
-                    return self.superpacket(packet, index, peer, &inner, counts, out);
+                let mtu = mtu(&inner, &forwarding.options);
+                let whole = Delivery::finished(Some(peer), Place::Batch(index));
+                if is_superpacket(&inner, packet.frame().vnet.gso_size, mtu) {
+                    return self.superpacket(packet, whole, &inner, mtu, counts, out);
                 }
                 let vnet = self.finish(&mut packet, &inner, counts)?;
                 counts.packets_in.add(1);
-                out.deliver(Delivery {
-                    peer: Some(peer),
-                    place: Place::Batch(index),
-                    packets: 1,
-                    vnet,
-                });
+                out.deliver(Delivery { vnet, ..whole });
                 Ok(())
             });
             if let Err(reason) = ended {
@@ -166,24 +142,13 @@ impl<E: Encapsulation> Inbound<E> {
         Ok((peer, inner))
     }
 
-    /// A packet that a network card was to split: TCP that no link with our MTU can have carried, or UDP of which the
-    /// kernel says so.
-    fn is_superpacket(&self, inner: &Inner, gso_size: u16) -> bool {
-        inner.fragment == Fragment::None
-            && match inner.protocol {
-                tcp::PROTOCOL => inner.total_len > self.mtu(inner),
-                udp::PROTOCOL => gso_size > 0,
-                _ => false,
-            }
-    }
-
     /// Hands a superpacket over whole, or split. Each of its segments counts as one inner packet.
     fn superpacket(
         &self,
         mut packet: Packet,
-        index: usize,
-        peer: PeerId,
+        whole: Delivery,
         inner: &Inner,
+        mtu: usize,
         counts: &Direction,
         out: &mut Outbox,
     ) -> Result<(), DropReason> {
@@ -195,7 +160,7 @@ impl<E: Encapsulation> Inbound<E> {
         // Datagrams' sizes are the sender's choice, which the kernel reports; a stream may be split anywhere.
         let size = match inner.protocol {
             udp::PROTOCOL => packet.frame().vnet.gso_size.into(),
-            _ => self.mtu(inner).saturating_sub(headers),
+            _ => mtu.saturating_sub(headers),
         };
         let split = Split::new(packet.bytes(), inner, size)?;
         let packets = split.count() as u64;
@@ -210,10 +175,9 @@ impl<E: Encapsulation> Inbound<E> {
             }
             counts.packets_in.add(packets);
             out.deliver(Delivery {
-                peer: Some(peer),
-                place: Place::Batch(index),
                 packets,
                 vnet,
+                ..whole
             });
             return Ok(());
         }
@@ -228,7 +192,7 @@ impl<E: Encapsulation> Inbound<E> {
             });
             if let Some(place) = place {
                 counts.packets_in.add(1);
-                out.deliver(Delivery::finished(Some(peer), place));
+                out.deliver(Delivery::finished(whole.peer, place));
             }
         }
         counts.split.add(1);
@@ -277,6 +241,26 @@ impl<E: Encapsulation> Inbound<E> {
         }
         Ok(VnetHeader::default())
     }
+}
+
+/// What a TCP superpacket is split to: it must not be more than the sender's kernel would have split it to, which
+/// the receiver is not told, since pods need not take more than that.
+fn mtu(inner: &Inner, options: &Options) -> usize {
+    match inner.family {
+        Family::V4 => options.path_mtu.into(),
+        Family::V6 => options.ipv6_path_mtu.into(),
+    }
+}
+
+/// A packet that a network card was to split: TCP that no link with our MTU can have carried, or UDP of which the
+/// kernel says so.
+fn is_superpacket(inner: &Inner, gso_size: u16, mtu: usize) -> bool {
+    inner.fragment == Fragment::None
+        && match inner.protocol {
+            tcp::PROTOCOL => inner.total_len > mtu,
+            udp::PROTOCOL => gso_size > 0,
+            _ => false,
+        }
 }
 
 /// Puts the sum of the pseudo-header where the finished checksum was, as the kernel wants it of what it finishes.

@@ -60,6 +60,11 @@ pub struct Options {
     pub accept_node_source: bool,
     /// ICMP errors sent per second at most.
     pub icmp_rate: u32,
+    /// The largest inner packet that peers cut to size, in bytes: the device's MTU, or what the underlay
+    /// carries if that is less.
+    pub path_mtu: u16,
+    /// The same of IPv6, whose outer header may be longer.
+    pub ipv6_path_mtu: u16,
 }
 
 /// Is this packet our own encapsulation once more: UDP to our port on a node's public IP?

@@ -186,19 +186,15 @@ impl<E: Backend> Bed<E> {
             copy_dscp: false,
             accept_node_source: false,
             icmp_rate: 1000,
+            path_mtu: E::device_mtu(),
+            ipv6_path_mtu: E::device_mtu(),
         };
         Bed {
             forwarding: Forwarding {
                 tables: tables.build(),
                 options,
             },
-            inbound: Inbound::new(
-                E::of(here),
-                E::PORT,
-                E::device_mtu(),
-                Takes::Finished,
-                Sums::PORTABLE,
-            ),
+            inbound: Inbound::new(E::of(here), E::PORT, Takes::Finished, Sums::PORTABLE),
             outbound: Outbound::new(E::PORT, Sums::PORTABLE),
             now: Instant::now() + Duration::from_secs(3600),
         }

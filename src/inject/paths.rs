@@ -192,6 +192,7 @@ impl Watcher {
                         self.heard_of(neighbour);
                         false
                     }
+                    Some(Change::Address) => false,
                     Some(Change::Link(index)) if index != self.underlay => false,
                     Some(Change::Link(_)) => true,
                     Some(Change::Route | Change::Lost) => {

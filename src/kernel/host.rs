@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fdb::Endpoint;
 
-use super::{Address, Family, Link, Netlink, Result};
+use super::reconcile::Actual;
+use super::route::default_route;
+use super::{Address, Family, Link};
 
 /// What the configuration says about the node's place.
 #[derive(Clone, Debug, Default)]
@@ -96,29 +98,47 @@ pub enum NoSite {
 }
 
 impl Host {
-    /// Asks the kernel.
-    ///
-    /// # Errors
-    /// If it does not answer.
-    pub async fn read(netlink: &Netlink, wanted: Wanted) -> Result<Self> {
-        let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
+    /// The host as `actual` has it.
+    pub fn of(wanted: Wanted, actual: &Actual) -> Self {
         let iface = match &wanted.iface {
-            Some(name) => links
+            Some(name) => actual
+                .links
                 .iter()
                 .find(|link| link.name == *name)
                 .map(|link| link.index),
             None if wanted.public != Endpoint::default() => None,
             None => {
-                let v4 = netlink.default_route_iface(Family::V4).await?;
-                let v6 = netlink.default_route_iface(Family::V6).await?;
-                v4.or(v6).map(|link| link.index)
+                let v4 = default_route(&actual.routes, Family::V4);
+                v4.or_else(|| default_route(&actual.routes, Family::V6))
             }
         };
-        Ok(Host {
+        Host {
             wanted,
-            links,
-            addresses,
+            links: actual.links.clone(),
+            addresses: actual.addresses.clone(),
             iface,
+        }
+    }
+
+    /// Our place as it was, if the node can still be reached there: every address that we are bound to is on an
+    /// interface, and that is looked at anew.
+    pub fn still(&self, site: &Site) -> Option<Site> {
+        let mut there = site
+            .bound
+            .ips()
+            .map(|ip| self.usable().find(|a| a.ip == ip));
+        let first = there.next()??;
+        if there.any(|address| address.is_none()) {
+            return None;
+        }
+        let index = match &self.wanted.iface {
+            Some(_) => self.iface?,
+            None => first.ifindex,
+        };
+        let iface = self.links.iter().find(|link| link.index == index)?;
+        Some(Site {
+            iface: iface.clone(),
+            ..site.clone()
         })
     }
 

@@ -9,7 +9,7 @@
 //! socket stays in the namespace it was opened in, so a [`Netlink`] may be used from anywhere afterwards.
 
 mod address;
-pub mod device;
+mod device;
 mod features;
 pub mod hooks;
 pub mod host;
@@ -20,6 +20,7 @@ pub mod netns;
 mod nftables;
 pub mod preflight;
 mod queue;
+pub mod reconcile;
 mod route;
 pub mod sysctl;
 mod watch;
@@ -141,6 +142,14 @@ impl Netlink {
                 Self::open()
             })
             .map_err(|e| Error::new(format!("enter network namespace {namespace}"), e))?
+    }
+}
+
+/// An error that says that the thing is so by now is none.
+fn tolerate(result: Result<()>, is_so: impl Fn(&Error) -> bool) -> Result<()> {
+    match result {
+        Err(error) if is_so(&error) => Ok(()),
+        other => other,
     }
 }
 

@@ -282,18 +282,22 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses the question.
     pub async fn default_route_iface(&self, family: Family) -> Result<Option<Link>> {
-        let routes = self.routes().await?;
-        let best = routes
-            .iter()
-            .filter(|r| r.dst.prefix_len() == 0 && r.unicast)
-            .filter(|r| matches!(r.dst, IpNet::V4(_)) == (family == Family::V4))
-            .filter_map(|r| r.oif.map(|oif| (r.metric, oif)))
-            .min_by_key(|(metric, _)| *metric);
-        match best {
-            Some((_, oif)) => self.link_by_index(oif).await,
+        match default_route(&self.routes().await?, family) {
+            Some(oif) => self.link_by_index(oif).await,
             None => Ok(None),
         }
     }
+}
+
+/// The index of the link that the default route among `routes` leads into: of several the one with the lowest metric.
+pub(super) fn default_route(routes: &[Route], family: Family) -> Option<u32> {
+    let best = routes
+        .iter()
+        .filter(|r| r.dst.prefix_len() == 0 && r.unicast)
+        .filter(|r| matches!(r.dst, IpNet::V4(_)) == (family == Family::V4))
+        .filter_map(|r| r.oif.map(|oif| (r.metric, oif)))
+        .min_by_key(|(metric, _)| *metric);
+    best.map(|(_, oif)| oif)
 }
 
 fn way(message: &RouteMessage, to: IpAddr) -> Option<Way> {

@@ -7,11 +7,14 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::datapath::DropReason;
-use crate::datapath::counters::{Counters, DirectionCounts};
+use crate::datapath::counters::{DirectionCounts, Tally, Way};
 use crate::lease::sync::Objection;
 
 /// Version of the document. Fields may be added within a version, none renamed or removed.
 pub const VERSION: u32 = 1;
+
+/// How many repairs the text shows.
+const SHOWN_REPAIRS: usize = 3;
 
 /// Is the daemon well?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -53,6 +56,9 @@ pub struct Status {
     pub device: Device,
     /// The node's own lease.
     pub lease: OwnLease,
+    /// What others undid on this host, and we mended.
+    #[serde(default)]
+    pub repairs: Repairs,
     /// The other nodes.
     pub peers: Vec<Peer>,
     /// Leases and routes that were not taken.
@@ -63,6 +69,24 @@ pub struct Status {
     pub inbound: DirectionCounts,
     /// Drops that happened, by reason.
     pub drops: Vec<Drop>,
+}
+
+/// What was mended: the device, its addresses, our routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Repairs {
+    /// How often, since start.
+    pub count: u64,
+    /// The last of them, the newest last.
+    pub recent: Vec<Repair>,
+}
+
+/// One thing that was mended.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Repair {
+    /// How long ago.
+    pub seconds_ago: u64,
+    /// What was done.
+    pub what: String,
 }
 
 /// Something that the kernel may do for an engine.
@@ -99,17 +123,17 @@ pub struct Warning {
 /// The encapsulation in use.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Backend {
-    /// `udp` or `vxlan`.
+    /// `udp`, `vxlan`, `host-gw` or `alloc`.
     #[serde(rename = "type")]
     pub name: String,
-    /// UDP port.
+    /// UDP port; 0 where nothing is encapsulated.
     pub port: u16,
     /// VXLAN network identifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
 }
 
-/// The TUN device.
+/// The TUN device; where nothing is encapsulated, the underlay interface in its stead.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Device {
     /// Its name.
@@ -215,24 +239,19 @@ pub struct Drop {
     pub advice: String,
 }
 
-/// The drops in `counters` that have happened, in the order of the checks.
-pub fn drops(counters: &Counters) -> Vec<Drop> {
-    [
-        ("outbound", &counters.outbound),
-        ("inbound", &counters.inbound),
-    ]
-    .into_iter()
-    .flat_map(|(direction, counts)| {
+/// The drops in `tally` that have happened, in the order of the checks.
+pub fn drops(tally: &Tally) -> Vec<Drop> {
+    let of = |way: Way| {
         DropReason::ALL.iter().map(move |reason| Drop {
-            direction: direction.into(),
+            direction: way.name().into(),
             reason: reason.name().into(),
-            packets: counts.dropped(*reason),
+            packets: tally.dropped(way, *reason),
             meaning: reason.meaning().into(),
             advice: reason.advice().into(),
         })
-    })
-    .filter(|drop| drop.packets > 0)
-    .collect()
+    };
+    let all = Way::ALL.into_iter().flat_map(of);
+    all.filter(|drop| drop.packets > 0).collect()
 }
 
 impl Peer {
@@ -284,11 +303,16 @@ impl Status {
             .vni
             .map(|vni| format!(", VNI {vni}"))
             .unwrap_or_default();
-        writeln!(
-            to,
-            "\nbackend   {}{vni}, UDP port {}, engine {}",
-            self.backend.name, self.backend.port, self.engine
-        )?;
+        if self.backend.port == 0 {
+            let how = "packets are not encapsulated: the kernel routes them";
+            writeln!(to, "\nbackend   {}, {how}", self.backend.name)?;
+        } else {
+            writeln!(
+                to,
+                "\nbackend   {}{vni}, UDP port {}, engine {}",
+                self.backend.name, self.backend.port, self.engine
+            )?;
+        }
         for (index, feature) in self.features.iter().enumerate() {
             writeln!(
                 to,
@@ -300,14 +324,16 @@ impl Status {
             )?;
         }
         let device = &self.device;
-        writeln!(
-            to,
-            "device    {} (index {}), MTU {}, address {}",
-            device.name,
-            device.index,
-            device.mtu,
-            list(&device.addresses)
-        )?;
+        if self.backend.port != 0 {
+            writeln!(
+                to,
+                "device    {} (index {}), MTU {}, address {}",
+                device.name,
+                device.index,
+                device.mtu,
+                list(&device.addresses)
+            )?;
+        }
         writeln!(
             to,
             "underlay  {}, MTU {}",
@@ -325,6 +351,18 @@ impl Status {
                 .map(|mac| format!(", VTEP MAC {mac}"))
                 .unwrap_or_default()
         )?;
+
+        if self.repairs.count > 0 {
+            writeln!(to, "\nrepairs   {}, the last:", self.repairs.count)?;
+            for repair in self.repairs.recent.iter().rev().take(SHOWN_REPAIRS) {
+                writeln!(
+                    to,
+                    "  {} ago: {}",
+                    duration(repair.seconds_ago),
+                    repair.what
+                )?;
+            }
+        }
 
         if !self.refused.is_empty() {
             writeln!(to, "\nnot taken")?;
@@ -452,14 +490,16 @@ mod tests {
 
     #[test]
     fn only_drops_that_happened_are_listed() {
-        let counters = Counters::default();
-        assert!(drops(&counters).is_empty());
-        counters.inbound.drop_many(DropReason::WrongVni, 3);
-        let drops = drops(&counters);
+        let tally = Tally::new(2);
+        assert!(drops(&tally).is_empty());
+        for counters in tally.queues() {
+            counters.inbound.drop_many(DropReason::WrongVni, 3);
+        }
+        let drops = drops(&tally);
         assert_eq!(drops.len(), 1);
         assert_eq!(
             (&*drops[0].direction, &*drops[0].reason, drops[0].packets),
-            ("inbound", "wrong-vni", 3)
+            ("inbound", "wrong-vni", 6)
         );
     }
 }

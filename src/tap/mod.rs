@@ -71,6 +71,17 @@ impl Queue {
         Queue { fd, name }
     }
 
+    /// The same queue under another descriptor: the device stays as long as one of them is open.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Queue {
+            fd: self.fd.try_clone()?,
+            name: self.name.clone(),
+        })
+    }
+
     /// The device's name, as the kernel gave it.
     pub fn name(&self) -> &str {
         &self.name

@@ -6,6 +6,8 @@
 //! The device keeps its default `gso_max_size`. A smaller one, by which what is split would always fit one send, suits
 //! TCP of this host only: what pods send comes larger, and the kernel would split it to single packets.
 
+use std::io;
+
 use crate::datapath::inbound::Takes;
 use crate::sys::tun::{self, Offloads};
 
@@ -17,6 +19,20 @@ pub struct Device {
     pub queues: Vec<Queue>,
     /// What it takes, and gives.
     pub takes: Takes,
+}
+
+impl Device {
+    /// The same device under other descriptors, see [`Queue::try_clone`].
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let queues = self.queues.iter().map(Queue::try_clone);
+        Ok(Device {
+            queues: queues.collect::<io::Result<_>>()?,
+            takes: self.takes,
+        })
+    }
 }
 
 /// Creates the TUN device `name`, or takes over one of that name that nobody has open, with so many queues. It goes

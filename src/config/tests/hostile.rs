@@ -125,7 +125,7 @@ proptest! {
             prop_assert!((1..=15).contains(&config.device.name.len()));
             let least = if config.network.v6.is_some() { 1280 } else { 576 };
             prop_assert!(config.device.mtu.is_none_or(|mtu| mtu >= least));
-            prop_assert!(config.backend.port() != 0);
+            prop_assert_eq!(config.backend.port() != 0, config.backend.encapsulates());
         }
     }
 

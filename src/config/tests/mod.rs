@@ -81,7 +81,8 @@ fn defaults() {
         Backend::Vxlan(VxlanBackend {
             vni: 1,
             port: 8472,
-            strict: false
+            strict: false,
+            direct_routing: false
         })
     );
     assert_eq!(
@@ -190,7 +191,8 @@ fn everything_written() {
         Backend::Vxlan(VxlanBackend {
             vni: 0xab_cdef,
             port: 4789,
-            strict: true
+            strict: true,
+            direct_routing: false
         })
     );
     assert_eq!((config.subnet_len, config.ipv6_subnet_len), (20, 56));
@@ -413,10 +415,15 @@ fn net_conf_stands_beside_the_file() {
         "did you mean Network?",
         "\"cniVersion\"",
         "EnableIPv6 is not true",
-        "DirectRouting has no effect",
     ] {
         assert!(warnings.contains(part), "{warnings}");
     }
+    assert!(config.backend.vxlan().unwrap().direct_routing);
+    let direct =
+        r#"{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+    with(direct, "[backend]\ndirect-routing = false\n").bad(&["Backend.DirectRouting"]);
+    let routed = r#"{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+    assert_eq!(with(routed, "").good().backend, Backend::HostGw);
     with(r#"{"Network": "10.1.0.1/16"}"#, "").bad(&[
         "net-conf.json: Network = \"10.1.0.1/16\"",
         "write 10.1.0.0/16",
@@ -454,6 +461,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("backend.vni", "2"),
         ("backend.port", "4789"),
         ("backend.strict", "true"),
+        ("backend.direct-routing", "true"),
         ("node.name", "node-b"),
         ("node.iface", "eth1"),
         ("node.public-ip", "192.0.2.2"),

@@ -187,8 +187,8 @@ fn joining_is_steady<E: Backend>() {
             .collect();
         let bed = Bed::<E>::new();
         let takes = Takes::TcpAndUdp;
-        let (mtu, sums) = (E::device_mtu(), Sums::PORTABLE);
-        let inbound = Inbound::new(E::of(US), E::PORT, mtu, takes, sums);
+        let sums = Sums::PORTABLE;
+        let inbound = Inbound::new(E::of(US), E::PORT, takes, sums);
         let mut joiner = Joiner::new(sums, true, E::PORT);
         let (mut batch, mut out) = (Batch::new(datagrams.len(), 0), Outbox::default());
         let counts = Direction::default();

@@ -171,13 +171,7 @@ const RULES: &[Rule] = &[
 
 fn strict<E: Backend>(encapsulation: E) -> Bed<E> {
     let mut bed = Bed::<E>::new();
-    bed.inbound = Inbound::new(
-        encapsulation,
-        E::PORT,
-        E::device_mtu(),
-        Takes::Finished,
-        Sums::PORTABLE,
-    );
+    bed.inbound = Inbound::new(encapsulation, E::PORT, Takes::Finished, Sums::PORTABLE);
     bed
 }
 
