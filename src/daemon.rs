@@ -10,11 +10,13 @@
 //! ```
 
 mod engines;
+mod habits;
 mod serve;
 mod threads;
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -35,6 +37,8 @@ use crate::kernel::host::{Host, Site, Wanted};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers};
+use crate::observe::http::Web;
+use crate::observe::metrics::StoreFigures;
 use crate::observe::server::Control;
 use crate::observe::status;
 use crate::sys;
@@ -42,6 +46,7 @@ use crate::underlay::receiver::Receiver;
 use crate::underlay::sender::Sender;
 use crate::underlay::{DontFragment, SocketOptions, Underlay};
 use engines::{Extras, Injection, Opened, Plan};
+use habits::Habits;
 use serve::{Accepted, Daemon, Node, Signals};
 use threads::Threads;
 
@@ -70,8 +75,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         .warnings
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
+    let web = match config.control.metrics {
+        Some(at) => Some(Web::start(at).await?),
+        None => None,
+    };
     let netlink = Netlink::open().context("cannot talk to the kernel")?;
-    let Store::File { path } = &config.store;
+    let path = match &config.store {
+        Store::File { path } => path,
+        Store::Etcd(_) => bail!("the etcd store is not in this version: use store.type = \"file\""),
+    };
     let store = FileStore::new(path);
     // Watched before it is read, so that no change falls between.
     let changes = store.watch().context("cannot watch the lease file")?;
@@ -79,6 +91,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
 
     let wanted = Wanted {
         iface: config.node.iface.clone(),
+        iface_regex: config.node.iface_regex.clone(),
+        can_reach: config.node.can_reach,
         public: Endpoint {
             v4: config.node.public_ip,
             v6: config.node.public_ipv6,
@@ -104,6 +118,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         site,
         started,
         signals,
+        web,
     };
     match start.config.backend.clone() {
         Backend::Udp(_) => start.run(RawUdp).await,
@@ -135,6 +150,7 @@ struct Start {
     site: Site,
     started: Instant,
     signals: Signals,
+    web: Option<Web>,
 }
 
 impl Start {
@@ -152,6 +168,7 @@ impl Start {
             site,
             started,
             mut signals,
+            web,
         } = self;
         let port = config.backend.port();
         let underlay_mtu = site.mtu();
@@ -182,6 +199,8 @@ impl Start {
             .set_up_device(&spec)
             .await
             .context("cannot set up the device")?;
+
+        let habits = Habits::start(&config, &spec.name, &own)?;
 
         let counters = Arc::new(Counters::default());
         let options = options(&config, &own);
@@ -246,7 +265,19 @@ impl Start {
             snapshot,
             started,
             view: Mutex::new(view),
+            store: Mutex::new(StoreFigures {
+                kind: "file",
+                reachable: true,
+                leases: u64::try_from(leases.len()).unwrap_or(u64::MAX),
+                reads: 1,
+                ..StoreFigures::default()
+            }),
+            filter_repairs: AtomicU64::new(0),
         });
+        if let Some(web) = &web {
+            let node = node.clone();
+            web.ready(Box::new(move || Box::pin(node.clone().report())));
+        }
         let mut daemon = Daemon {
             config,
             surroundings,
@@ -256,14 +287,16 @@ impl Start {
             encapsulation,
             spec,
             node,
+            habits,
         };
+        daemon.tell_host();
         daemon.announce();
         let served = daemon
             .serve(&control, &mut signals, changes, &mut threads)
             .await;
 
         // Everything goes with its owner: the device with its queue, addresses and routes with the device,
-        // the control socket with `control`.
+        // the control socket with `control`, rules in the packet filter with `daemon`.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         let forwarded = threads.join()?;
         // A device that someone made persistent outlives its queue, but not us.

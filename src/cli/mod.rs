@@ -5,6 +5,7 @@
 mod bench;
 mod config;
 mod dissect;
+mod flannel;
 mod lab;
 mod mtu;
 mod run;
@@ -62,6 +63,8 @@ struct Cli {
 enum Command {
     /// Run the daemon in the foreground
     Run(run::Args),
+    /// Run the daemon in flanneld's place, with flanneld's flags and FLANNELD_* variables
+    Flannel(flannel::Args),
     /// Show a running daemon's health, device, lease, peers and drops
     Status(status::Args),
     /// Check a configuration, or print an example
@@ -95,6 +98,7 @@ struct Socket {
 pub fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => run::main(args),
+        Command::Flannel(args) => flannel::main(args),
         Command::Status(args) => status::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::Surroundings;
 use super::engines::Extras;
+use super::habits::Habits;
 use super::threads::Threads;
 use crate::config::Config;
 use crate::datapath::Forwarding;
@@ -25,6 +27,7 @@ use crate::kernel::{Link, Netlink, Route, RouteSpec, preflight};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
+use crate::observe::metrics::StoreFigures;
 use crate::observe::server::Control;
 use crate::observe::status::{self, Health, Status, Warning};
 
@@ -39,6 +42,7 @@ pub(super) struct Daemon<E> {
     pub(super) encapsulation: E,
     pub(super) spec: DeviceSpec,
     pub(super) node: Arc<Node>,
+    pub(super) habits: Habits,
 }
 
 /// The signals that mean something to us, listened to from before anything is made: a signal that comes
@@ -75,6 +79,8 @@ pub(super) struct Node {
     pub(super) snapshot: Snapshot<Forwarding>,
     pub(super) started: Instant,
     pub(super) view: Mutex<View>,
+    pub(super) store: Mutex<StoreFigures>,
+    pub(super) filter_repairs: AtomicU64,
 }
 
 /// What changes with a reload.
@@ -90,6 +96,10 @@ pub(super) struct View {
     config_fault: Option<String>,
     /// Routes that the kernel would not take.
     route_faults: Vec<String>,
+    /// Why the packet filter is not as it shall be.
+    pub(super) filter_fault: Option<String>,
+    /// Why the subnet file does not say what is so.
+    pub(super) subnet_fault: Option<String>,
 }
 
 /// The outcome of a sync, parted into what the datapath reads and what people read.
@@ -163,6 +173,7 @@ impl<E: Encapsulation> Daemon<E> {
                 () = threads.one_ended() => return Ok(()),
                 _ = signals.hangup.recv() => self.reload().await,
                 Some(()) = changes.recv() => { self.resync().await; }
+                () = self.habits.disturbed() => self.mend_filter(),
                 never = &mut clients => match never {},
             }
         }
@@ -209,6 +220,7 @@ impl<E: Encapsulation> Daemon<E> {
     /// whether there are new ones.
     async fn resync(&mut self) -> bool {
         let loaded = self.store.load().map_err(|error| error.to_string());
+        self.node.note_read(loaded.as_ref().ok().map(Vec::len));
         let accepted = loaded.and_then(|leases| Ok((self.accept(&leases)?, leases)));
         match accepted {
             Err(fault) => {
@@ -261,6 +273,8 @@ impl<E: Encapsulation> Daemon<E> {
         log_objections(&view.objections, &current.objections);
         (current.peers, current.objections) = (view.peers, view.objections);
         current.routes.clone_from(&self.spec.routes);
+        drop(current);
+        self.tell_host();
     }
 
     /// Leads static routes that came or went into the device or out of it. What the kernel refuses is tried
@@ -359,7 +373,7 @@ fn log_changes(old: &[(PeerLeases, Arc<PeerCounters>)], new: &[(PeerLeases, Arc<
 
 impl Node {
     /// The view stays whole even if a thread died over it: it is only ever replaced.
-    fn view(&self) -> MutexGuard<'_, View> {
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -489,7 +503,7 @@ impl Node {
         Bytes::from(line)
     }
 
-    async fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
         let (warnings, device_faults) = (self.warnings().await, self.device_faults().await);
         let vxlan = self.backend.vni.is_some();
         let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());
@@ -499,6 +513,8 @@ impl Node {
             .chain(&view.store_fault)
             .chain(&view.config_fault)
             .chain(&view.route_faults)
+            .chain(&view.filter_fault)
+            .chain(&view.subnet_fault)
             .cloned()
             .collect();
         Status {

@@ -8,10 +8,18 @@ use fdb::Endpoint;
 use super::{Address, Family, Link, Netlink, Result};
 
 /// What the configuration says about the node's place.
+///
+/// The underlay interface is chosen in flannel's order (flannel `pkg/ipmatch/match.go`): the first of `iface` that is
+/// there, or else the first that a pattern matches; if neither is given, the one that leads to `can_reach`; else the one
+/// that has the public IP; else the default route's.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// The underlay interface.
-    pub iface: Option<String>,
+    /// Underlay interfaces, each by its name or by an address that it has.
+    pub iface: Vec<String>,
+    /// Regular expressions of addresses and names; the addresses of all interfaces are compared before the names.
+    pub iface_regex: Vec<String>,
+    /// An address that the underlay interface leads to.
+    pub can_reach: Option<IpAddr>,
     /// The public IPs.
     pub public: Endpoint,
 }
@@ -23,6 +31,8 @@ pub struct Host {
     links: Vec<Link>,
     addresses: Vec<Address>,
     iface: Option<u32>,
+    /// The address by which the interface was chosen.
+    chosen: Option<IpAddr>,
 }
 
 /// The node's place on the underlay.
@@ -48,11 +58,13 @@ impl Site {
 /// Why the node has no place on the underlay.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSite {
-    /// `node.iface` names nothing.
-    #[error("the underlay interface `{name}` (node.iface) does not exist; there are: {there}")]
+    /// `node.iface` or `node.iface-regex` names nothing, or nothing leads to `node.iface-can-reach`.
+    #[error("the underlay interface `{name}` ({key}) does not exist; there are: {there}")]
     NoIface {
-        /// The name.
+        /// The name, or what stands for it.
         name: String,
+        /// The option that asks for it.
+        key: &'static str,
         /// What exists.
         there: String,
     },
@@ -102,24 +114,75 @@ impl Host {
     /// If it does not answer.
     pub async fn read(netlink: &Netlink, wanted: Wanted) -> Result<Self> {
         let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
-        let iface = match &wanted.iface {
-            Some(name) => links
-                .iter()
-                .find(|link| link.name == *name)
-                .map(|link| link.index),
-            None if wanted.public != Endpoint::default() => None,
-            None => {
-                let v4 = netlink.default_route_iface(Family::V4).await?;
-                let v6 = netlink.default_route_iface(Family::V6).await?;
-                v4.or(v6).map(|link| link.index)
-            }
-        };
-        Ok(Host {
+        let mut host = Host {
             wanted,
             links,
             addresses,
-            iface,
-        })
+            iface: None,
+            chosen: None,
+        };
+        let wanted = &host.wanted;
+        let found = if !wanted.iface.is_empty() || !wanted.iface_regex.is_empty() {
+            host.named()
+        } else if let Some(target) = wanted.can_reach {
+            // That there is no way there is said when it is missed.
+            let route = netlink.route_to(target).await.unwrap_or_default();
+            route.and_then(|route| Some((route.oif?, route.src)))
+        } else if wanted.public != Endpoint::default() {
+            None
+        } else {
+            let v4 = netlink.default_route_iface(Family::V4).await?;
+            let v6 = netlink.default_route_iface(Family::V6).await?;
+            v4.or(v6).map(|link| (link.index, None))
+        };
+        if let Some((index, address)) = found {
+            (host.iface, host.chosen) = (Some(index), address);
+        }
+        Ok(host)
+    }
+
+    /// The interface that `iface` or `iface-regex` means, and the address by which.
+    fn named(&self) -> Option<(u32, Option<IpAddr>)> {
+        let by_address = |is: &dyn Fn(IpAddr) -> bool| {
+            let address = self.usable().find(|address| is(address.ip))?;
+            Some((address.ifindex, Some(address.ip)))
+        };
+        let by_name = |is: &dyn Fn(&str) -> bool| {
+            let link = self.links.iter().find(|link| is(&link.name))?;
+            Some((link.index, None))
+        };
+        let exact = |wanted: &String| match wanted.parse::<IpAddr>() {
+            Ok(ip) => by_address(&|there| there == ip),
+            Err(_) => by_name(&|there| there == wanted),
+        };
+        let pattern = |wanted: &String| {
+            let pattern = regex::Regex::new(wanted).ok()?;
+            by_address(&|there| pattern.is_match(&there.to_string()))
+                .or_else(|| by_name(&|there| pattern.is_match(there)))
+        };
+        let wanted = &self.wanted;
+        wanted
+            .iface
+            .iter()
+            .find_map(exact)
+            .or_else(|| wanted.iface_regex.iter().find_map(pattern))
+    }
+
+    /// Whether the configuration says which interface is meant.
+    fn asked(&self) -> Option<(String, &'static str)> {
+        let wanted = &self.wanted;
+        let names = [
+            (wanted.iface.join(", "), "node.iface"),
+            (wanted.iface_regex.join(", "), "node.iface-regex"),
+            (
+                wanted
+                    .can_reach
+                    .map(|ip| ip.to_string())
+                    .unwrap_or_default(),
+                "node.iface-can-reach",
+            ),
+        ];
+        names.into_iter().find(|(name, _)| !name.is_empty())
     }
 
     /// The addresses by which our lease can be recognised.
@@ -128,10 +191,11 @@ impl Host {
     /// If there are none.
     pub fn candidates(&self) -> std::result::Result<Vec<IpAddr>, NoSite> {
         let configured: Vec<_> = self.wanted.public.ips().collect();
-        if let (Some(name), None) = (&self.wanted.iface, self.iface) {
+        if let (Some((name, key)), None) = (self.asked(), self.iface) {
             let there: Vec<_> = self.links.iter().map(|link| &*link.name).collect();
             return Err(NoSite::NoIface {
-                name: name.clone(),
+                name,
+                key,
                 there: there.join(", "),
             });
         }
@@ -143,6 +207,7 @@ impl Host {
             .usable()
             .filter(|a| a.ifindex == index)
             .map(|a| a.ip)
+            .filter(|ip| self.is_chosen(*ip))
             .collect();
         if ours.is_empty() {
             return Err(NoSite::NoAddress(self.name(index)));
@@ -199,16 +264,19 @@ impl Host {
             return Err(NoSite::Disagree { configured, leased });
         }
         if let Some(address) = self.usable().find(|address| address.ip == leased) {
-            if self.wanted.iface.is_none() {
+            if self.asked().is_none() {
                 *iface = iface.or(Some(address.ifindex));
             }
             return Ok(Some(leased));
         }
         // Only an interface that was asked for may stand in for an address that is not here.
-        let Some(index) = iface.filter(|_| self.wanted.iface.is_some()) else {
+        let Some(index) = iface.filter(|_| self.asked().is_some()) else {
             return Err(NoSite::NotOurs(leased));
         };
-        let on_iface = |a: &&Address| a.ifindex == index && a.ip.is_ipv4() == leased.is_ipv4();
+        let on_iface = |a: &&Address| {
+            let family = a.ip.is_ipv4() == leased.is_ipv4();
+            a.ifindex == index && family && self.is_chosen(a.ip)
+        };
         let inside = self
             .usable()
             .find(on_iface)
@@ -223,6 +291,13 @@ impl Host {
             self.name(index)
         ));
         Ok(Some(inside.ip))
+    }
+
+    /// An interface that was chosen by one of its addresses is meant with this one, and with all of the other family.
+    fn is_chosen(&self, ip: IpAddr) -> bool {
+        let other = |chosen: IpAddr| chosen.is_ipv4() != ip.is_ipv4();
+        self.chosen
+            .is_none_or(|chosen| chosen == ip || other(chosen))
     }
 
     /// Addresses that others can reach: global scope, and past duplicate address detection.
@@ -290,6 +365,7 @@ mod tests {
             links: vec![link(2, "eth0"), link(3, "eth1")],
             addresses,
             iface,
+            chosen: None,
         }
     }
 
@@ -304,8 +380,8 @@ mod tests {
     fn a_public_ip_of_an_interface_tells_the_interface() {
         let host = host(
             Wanted {
-                iface: None,
                 public: at("192.0.2.1"),
+                ..Wanted::default()
             },
             None,
         );
@@ -321,15 +397,16 @@ mod tests {
     #[test]
     fn a_public_ip_of_no_interface_needs_an_interface_to_stand_in() {
         let wanted = Wanted {
-            iface: None,
             public: at("203.0.113.9"),
+            ..Wanted::default()
         };
         let error = host(wanted, None).site(at("203.0.113.9")).unwrap_err();
         assert!(error.to_string().contains("node.iface"), "{error}");
 
         let wanted = Wanted {
-            iface: Some("eth0".into()),
+            iface: vec!["eth0".into()],
             public: at("203.0.113.9"),
+            ..Wanted::default()
         };
         let site = host(wanted, Some(2)).site(at("203.0.113.9")).unwrap();
         assert_eq!(
@@ -344,8 +421,8 @@ mod tests {
         let host_of = |name: &str, index| {
             host(
                 Wanted {
-                    iface: Some(name.into()),
-                    public: Endpoint::default(),
+                    iface: vec![name.into()],
+                    ..Wanted::default()
                 },
                 index,
             )
@@ -362,12 +439,54 @@ mod tests {
     fn a_lease_that_disagrees_with_the_configuration_is_an_error() {
         let host = host(
             Wanted {
-                iface: None,
                 public: at("10.99.0.1"),
+                ..Wanted::default()
             },
             None,
         );
         let error = host.site(at("192.0.2.1")).unwrap_err();
         assert!(matches!(error, NoSite::Disagree { .. }));
+    }
+
+    #[test]
+    fn the_interface_is_chosen_in_flannels_order() {
+        let named = |iface: &[&str], regex: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+            let wanted = Wanted {
+                iface: texts(iface),
+                iface_regex: texts(regex),
+                ..Wanted::default()
+            };
+            let mut host = host(wanted, None);
+            let found = host.named();
+            if let Some((index, chosen)) = found {
+                (host.iface, host.chosen) = (Some(index), chosen);
+            }
+            let ips = host.candidates().map_err(|error| error.to_string())?;
+            let site = host.site(Endpoint {
+                v4: ips.iter().copied().find_map(as_v4),
+                v6: None,
+            });
+            let site = site.map_err(|error| error.to_string())?;
+            Ok::<_, String>((site.iface.name, ips))
+        };
+        let of = |result: std::result::Result<(String, Vec<IpAddr>), String>| result.unwrap().0;
+        // The first of the list that is there, by name or address.
+        assert_eq!(of(named(&["eth9", "eth1", "eth0"], &[])), "eth1");
+        assert_eq!(of(named(&["192.0.2.1", "eth0"], &[])), "eth1");
+        assert_eq!(of(named(&["10.9.9.9", "eth0"], &[])), "eth0");
+        // Patterns only if the list has nothing; addresses before names.
+        assert_eq!(of(named(&["eth0"], &["^eth1$"])), "eth0");
+        assert_eq!(of(named(&["eth9"], &["^eth1$"])), "eth1");
+        assert_eq!(of(named(&[], &["^nothing", r"^192\.0\."])), "eth1");
+        assert_eq!(of(named(&[], &["1"])), "eth0", "10.99.0.1 before eth1");
+        // By an IPv4 address, that address and the other family's.
+        let (_, ips) = named(&["10.99.0.1"], &[]).unwrap();
+        assert_eq!(ips.len(), 2, "{ips:?}");
+
+        let error = named(&["eth8", "eth9"], &[]).unwrap_err();
+        assert!(error.contains("`eth8, eth9` (node.iface)"), "{error}");
+        let error = named(&[], &["^x"]).unwrap_err();
+        assert!(error.contains("node.iface-regex"), "{error}");
     }
 }
