@@ -166,7 +166,6 @@ fn what_leaves_the_overlay_takes_the_nodes_address_and_nothing_else_does() {
             "{family:?}: outside through us"
         );
     }
-    // Multicast keeps its source: no translation was made for it.
     daemon.stop();
     assert_eq!(ruleset(one.netns()), "", "nothing is left");
     let seen = world.seen_outside(one.pod(), Family::V4);
@@ -293,7 +292,7 @@ fn a_killed_daemon_s_rules_are_taken_over_or_removed_by_the_next() {
     );
     assert_eq!(
         again.matches("masquerade fully-random").count(),
-        2,
+        4,
         "{again}"
     );
     last.stop();

@@ -38,6 +38,14 @@ fn run(args: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), text(stdout), text(stderr))
 }
 
+/// The node's lease, IPv4 only, under this public IP.
+fn lease_at(node: &Node, public: &str) -> Value {
+    let mut lease = node.lease();
+    lease["IPv6Subnet"] = Value::Null;
+    lease["PublicIP"] = json!(public);
+    lease
+}
+
 /// `overlayd flannel` in a node, on its lease file. Dropped, it is killed.
 struct Flannel {
     child: Child,
@@ -92,6 +100,8 @@ impl Drop for Flannel {
 fn flannels_flags_make_flannels_device_and_subnet_file() {
     let bed = Bed::new(1, Underlay::V4);
     let node = bed.node(1);
+    let public = node.public_ip(Family::V4).to_string();
+    node.write_leases(&[lease_at(node, &public)]);
     let env = node.dir().join("run/subnet.env");
     let file = format!("-subnet-file={}", env.display());
     let mut flannel = Flannel::start(node, &["-iface=eth0", "-ip-masq", &file], &[]);
@@ -115,6 +125,8 @@ fn flannels_flags_make_flannels_device_and_subnet_file() {
 fn variables_work_as_flags_do_and_udp_has_its_device() {
     let bed = Bed::new(1, Underlay::V4);
     let node = bed.node(1);
+    let public = node.public_ip(Family::V4).to_string();
+    node.write_leases(&[lease_at(node, &public)]);
     let env = node.dir().join("subnet.env");
     let variables = [
         ("FLANNELD_IFACE", "eth0"),
@@ -224,17 +236,12 @@ fn the_underlay_interface_is_flannels_choice() {
     let second: IpNet = "10.77.0.1/24".parse().unwrap();
     shell(
         node.netns(),
-        "ip link add eth1 type dummy && ip addr add 10.77.0.1/24 dev eth1 && ip link set eth1 up && \
+        "ip link add eth1 type veth peer name far1 && ip link set far1 up && ip link set eth1 up && \
+         ip addr add 10.77.0.1/24 dev eth1 && \
          ip route add 192.0.2.0/24 via 10.77.0.9",
     );
-    let on = |public: &str| {
-        let mut lease = node.lease();
-        lease["PublicIP"] = json!(public);
-        lease
-    };
     let first = node.public_ip(Family::V4).to_string();
     let second = second.addr().to_string();
-    node.write_leases(&[on(&first)]);
     let subnet = format!("-subnet-file={}", node.dir().join("x.env").display());
     for (flags, iface) in [
         (&["-iface=eth9", "-iface=eth1", "-iface=eth0"][..], "eth1"),
@@ -252,7 +259,7 @@ fn the_underlay_interface_is_flannels_choice() {
             ("eth1", _) => &second,
             _ => &first,
         };
-        node.write_leases(&[on(public)]);
+        node.write_leases(&[lease_at(node, public)]);
         let args: Vec<&str> = flags.iter().copied().chain([&*subnet]).collect();
         let mut flannel = Flannel::start(node, &args, &[]);
         let status = flannel.status();
