@@ -167,7 +167,7 @@ fn parse_previous(text: &str) -> Result<Previous, String> {
         lines
             .filter(|(name, _)| name.trim().trim_start_matches("export ").trim() == key)
             .map(|(_, value)| value.trim().trim_matches(['"', '\'']))
-            .last()
+            .next_back()
             .filter(|value| !value.is_empty())
     };
     fn prefix<T: std::str::FromStr>(key: &str, value: Option<&str>) -> Result<Option<T>, String> {

@@ -126,20 +126,23 @@ pub fn render(figures: &Figures<'_>) -> String {
     out
 }
 
-/// The names of all metrics as a scrape shows them.
-pub fn names() -> Vec<String> {
-    let suffix = |kind| match kind {
-        Kind::Counter => "_total",
-        Kind::Gauge => "",
+/// Every metric as a scrape shows it: name, type, meaning.
+pub fn catalogue() -> Vec<(String, &'static str, &'static str)> {
+    let shown = |name: &str, kind, help| match kind {
+        Kind::Counter => (format!("{name}_total"), "counter", help),
+        Kind::Gauge => (name.to_owned(), "gauge", help),
     };
     let own = OWN
         .iter()
-        .map(|(name, _, kind)| format!("{name}{}", suffix(*kind)));
+        .map(|(name, help, kind)| shown(name, *kind, *help));
     let directed = DIRECTED
         .iter()
-        .map(|(name, _, kind, _)| format!("{name}{}", suffix(*kind)));
+        .map(|(name, help, kind, _)| shown(name, *kind, *help));
     own.chain(directed).collect()
 }
+
+/// How a count is taken from those of one direction.
+type Take = fn(&DirectionCounts) -> u64;
 
 /// Metrics of the daemon as a whole, and of its peers.
 #[rustfmt::skip]
@@ -171,7 +174,7 @@ const OWN: &[(&str, &str, Kind)] = &[
 
 /// Metrics of each direction: outbound is from the device to peers, inbound from peers to the device.
 #[rustfmt::skip]
-const DIRECTED: &[(&str, &str, Kind, fn(&DirectionCounts) -> u64)] = &[
+const DIRECTED: &[(&str, &str, Kind, Take)] = &[
     ("overlayd_packets_in", "Packets taken in", Kind::Counter, |c| c.packets_in),
     ("overlayd_packets_forwarded", "Packets handed on", Kind::Counter, |c| c.forwarded),
     ("overlayd_forwarded_bytes", "Inner bytes of packets handed on", Kind::Counter, |c| c.forwarded_bytes),
@@ -410,7 +413,7 @@ mod tests {
         };
         let text = rendered(&store);
         let mut seen = HashSet::new();
-        for name in names() {
+        for (name, ..) in catalogue() {
             assert!(seen.insert(name.clone()), "{name} twice");
             let shown = |l: &str| {
                 l.strip_prefix(&name)
