@@ -96,7 +96,7 @@ fn metrics_are_the_counters_of_status_and_health_is_told() {
         let absent = ["overlayd_store_age_seconds", "overlayd_lease_left_seconds"];
         let is_it = |sample: &String| sample.split('{').next() == Some(&*name);
         assert!(
-            absent.contains(&&*name) || samples.keys().any(|sample| is_it(sample)),
+            absent.contains(&&*name) || samples.keys().any(is_it),
             "{name}: {text}"
         );
     }
