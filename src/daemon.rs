@@ -13,6 +13,7 @@
 
 mod bare;
 mod engines;
+mod habits;
 mod node;
 mod plane;
 mod reconcile;
@@ -21,10 +22,11 @@ mod serve;
 mod threads;
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
 use fdb::{Endpoint, Snapshot};
 use futures_util::Stream;
@@ -39,9 +41,12 @@ use crate::kernel::{Change, Netlink};
 use crate::lease::Lease;
 use crate::lease::file::FileStore;
 use crate::lease::sync::{self, Ground, KnownPeers};
+use crate::observe::http::Web;
+use crate::observe::metrics::StoreFigures;
 use crate::observe::server::Control;
 use crate::observe::status;
 use engines::Extras;
+use habits::Habits;
 use node::{Accepted, Faults, Node, View};
 use plane::Plane;
 use reconcile::{Reconciler, Report};
@@ -72,15 +77,22 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         .warnings
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
+    let web = match config.control.metrics {
+        Some(at) => Some(Web::start(at).await?),
+        None => None,
+    };
     let netlink = Netlink::open().context("cannot talk to the kernel")?;
-    let Store::File { path } = &config.store;
+    let path = match &config.store {
+        Store::File { path } => path,
+        Store::Etcd(_) => bail!("the etcd store is not in this version: use store.type = \"file\""),
+    };
     let store = FileStore::new(path);
     // Watched before they are read, so that no change falls between.
     let changes = store.watch().context("cannot watch the lease file")?;
     let (_, host_changes) = Netlink::watch_host().context("cannot watch the host")?;
     let leases = store.load()?;
 
-    let host = Host::of(wanted(&config), &netlink.actual().await?);
+    let host = Host::look(&netlink, wanted(&config), &netlink.actual().await?).await?;
     let candidates = host.candidates()?;
     let own = sync::find_own(&leases, &candidates)
         .with_context(|| format!("lease file {}", path.display()))?
@@ -103,6 +115,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         candidates,
         started,
         signals,
+        web,
     };
     match start.config.backend.clone() {
         Backend::Udp(_) => start.run(|_: &Lease| RawUdp).await,
@@ -136,6 +149,7 @@ struct Start<S> {
     candidates: Vec<IpAddr>,
     started: Instant,
     signals: Signals,
+    web: Option<Web>,
 }
 
 impl<S: Stream<Item = Change> + Unpin> Start<S> {
@@ -158,6 +172,7 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             candidates,
             started,
             mut signals,
+            web,
         } = self;
         let ground = ground(&config, &site);
         let synced = sync::sync(&ground, &leases, &make(&own), &KnownPeers::new())?;
@@ -169,6 +184,7 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             underlay = Some(plane::bind(&config, site.bound, &netlink).await?);
             plane = Some(Plane::open(&config, &netlink).await?);
         }
+        let habits = Habits::start(&config, &own)?;
         let options = options(&config, &own, Sizes::of::<E>(&config, &site));
         let Accepted {
             tables,
@@ -202,7 +218,19 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
                 report: Report::default(),
                 faults: Faults::default(),
             }),
+            store: Mutex::new(StoreFigures {
+                kind: "file",
+                reachable: true,
+                leases: u64::try_from(leases.len()).unwrap_or(u64::MAX),
+                reads: 1,
+                ..StoreFigures::default()
+            }),
+            filter_repairs: AtomicU64::new(0),
         });
+        if let Some(web) = &web {
+            let node = node.clone();
+            web.ready(Box::new(move || Box::pin(node.clone().report())));
+        }
         let mut daemon = Daemon {
             config,
             surroundings,
@@ -217,10 +245,12 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             plane,
             reconciler: Reconciler::default(),
             node,
+            habits,
         };
         let served = match daemon.begin(underlay).await {
             Err(error) => Err(error),
             Ok(()) => {
+                daemon.tell_host();
                 daemon.announce();
                 let served = daemon.serve(&control, &mut signals, changes, host_changes);
                 served.await
@@ -228,7 +258,8 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
         };
 
         // Everything goes with its owner: the device with its queues, addresses and routes with the device,
-        // the control socket with `control`. Routes to peers have no owner but us.
+        // the control socket with `control`, rules in the packet filter with `daemon`. Routes to peers have no owner but
+        // us.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         daemon.reconciler.withdraw(&netlink).await;
         if let Some(mut plane) = daemon.plane.take() {
@@ -253,6 +284,8 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
 fn wanted(config: &Config) -> Wanted {
     Wanted {
         iface: config.node.iface.clone(),
+        iface_regex: config.node.iface_regex.clone(),
+        can_reach: config.node.can_reach,
         public: Endpoint {
             v4: config.node.public_ip,
             v6: config.node.public_ipv6,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use encap::{Encapsulation, Family, Inner, MacAddr, OwnMacs, RawUdp, Vxlan};
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
+use overlayd::config::flannel::{FLAGS, Meaning};
 use overlayd::config::options::OPTIONS;
 use overlayd::datapath::DropReason;
 
@@ -213,6 +214,33 @@ fn options() -> String {
     table
 }
 
+/// One row per flag of flanneld.
+fn flannel() -> String {
+    let mut table =
+        String::from("| flanneld's flag | overlayd | flanneld's default |\n|---|---|---|\n");
+    for flag in FLAGS.iter().filter(|flag| flag.name != "h") {
+        let here = match flag.meaning {
+            Meaning::Sets(name) => format!("`{name}`"),
+            Meaning::HealthzIp | Meaning::HealthzPort => "`control.metrics`".to_owned(),
+            Meaning::Verbosity => "`log.level`: from 2 on debug, from 10 on trace".to_owned(),
+            Meaning::Refused(why) => format!("refused: {why}"),
+            Meaning::Idle(why) => format!("no effect: {why}"),
+            Meaning::Help | Meaning::Version => "the same".to_owned(),
+        };
+        let _ = writeln!(table, "| `{}` | {here} | {} |", flag.name, flag.default);
+    }
+    table
+}
+
+/// One row per metric.
+fn metrics() -> String {
+    let mut table = String::from("| metric | type | what it says |\n|---|---|---|\n");
+    for (name, kind, help) in overlayd::observe::metrics::catalogue() {
+        let _ = writeln!(table, "| `{name}` | {kind} | {help} |");
+    }
+    table
+}
+
 /// One row per encapsulation and underlay family.
 fn mtu() -> String {
     fn row<E: Encapsulation>(table: &mut String, outer: Family) {
@@ -255,6 +283,8 @@ fn the_tables_are_those_of_the_code() {
         ("status.md", "drops", drops()),
         ("run.md", "options", options()),
         ("one-packet.md", "mtu", mtu()),
+        ("replace-flanneld.md", "flannel", flannel()),
+        ("metrics.md", "metrics", metrics()),
     ] {
         let path = book().join(page);
         let text = read(&path);

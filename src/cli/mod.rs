@@ -5,6 +5,7 @@
 mod bench;
 mod config;
 mod dissect;
+mod flannel;
 mod lab;
 mod mtu;
 mod routes;
@@ -63,6 +64,8 @@ struct Cli {
 enum Command {
     /// Run the daemon in the foreground
     Run(run::Args),
+    /// Run the daemon in flanneld's place, with flanneld's flags and FLANNELD_* variables
+    Flannel(flannel::Args),
     /// Show a running daemon's health, device, lease, peers and drops
     Status(status::Args),
     /// Show the routes that a running daemon wants in the kernel, and how each stands
@@ -98,6 +101,7 @@ struct Socket {
 pub fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => run::main(args),
+        Command::Flannel(args) => flannel::main(args),
         Command::Status(args) => status::main(&args),
         Command::Routes(args) => routes::main(&args),
         Command::Config(args) => config::main(args),

@@ -20,9 +20,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: Args) -> Exit {
-    let load = move || -> Result<Config, ConfigError> {
-        Config::load(args.config.as_deref(), &args.overrides, std::env::vars_os())
-    };
+    run(move || Config::load(args.config.as_deref(), &args.overrides, std::env::vars_os()))
+}
+
+/// Runs the daemon on the configuration that `load` reads, now and on each SIGHUP.
+pub(super) fn run(load: impl Fn() -> Result<Config, ConfigError> + 'static) -> Exit {
     let config = match load() {
         Ok(config) => config,
         Err(error) => {

@@ -28,6 +28,8 @@ pub enum Origin {
         /// The key in flannel's spelling, such as `Backend.VNI`.
         key: &'static str,
     },
+    /// What flanneld would take, run without a word about it.
+    Flannel,
 }
 
 impl Origin {
@@ -50,6 +52,7 @@ impl fmt::Display for Origin {
             Origin::Env(name) => f.write_str(name),
             Origin::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
             Origin::NetConf { path, key } => write!(f, "{}: {key}", path.display()),
+            Origin::Flannel => f.write_str("flanneld's default"),
         }
     }
 }
@@ -98,6 +101,7 @@ impl fmt::Display for Setting {
             Origin::Env(name) => write!(f, "{name}={value}"),
             place @ Origin::File { .. } => write!(f, "{place}: {} = {value}", self.key),
             place @ Origin::NetConf { .. } => write!(f, "{place} = {value}"),
+            Origin::Flannel => write!(f, "{}: {} = {value}", self.origin, self.key),
         }
     }
 }

@@ -7,12 +7,14 @@
 //! - `options`: every option, defined once; flags, variables, help and the example derive from it
 //! - `raw`: which option was set to what, and where
 //! - `netconf`: flannel's net-conf.json
+//! - [`flannel`]: flanneld's flags and variables
 //! - `values`: what each value must be
 //! - `resolve`: from the one to the other
 //! - `check`: `overlayd config check` and `example`
 
 mod check;
 mod error;
+pub mod flannel;
 mod netconf;
 pub mod options;
 mod overrides;
@@ -23,7 +25,7 @@ mod tests;
 mod values;
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,6 +62,10 @@ pub struct Config {
     pub datapath: Datapath,
     /// Where the leases stand.
     pub store: Store,
+    /// Where this node's subnet and MTU are written for container runtimes, from the root.
+    pub subnet_file: Option<PathBuf>,
+    /// What is added to the host's packet filter.
+    pub firewall: Firewall,
     /// The control socket.
     pub control: Control,
     /// Static routes, in file order.
@@ -141,8 +147,12 @@ pub struct VxlanBackend {
 pub struct Node {
     /// Name for people.
     pub name: String,
-    /// Underlay interface.
-    pub iface: Option<String>,
+    /// Underlay interfaces by name or address: the first that is there is taken.
+    pub iface: Vec<String>,
+    /// Patterns of addresses and names of underlay interfaces, looked at if none of `iface` is there.
+    pub iface_regex: Vec<String>,
+    /// The underlay interface is the one that leads to this address.
+    pub can_reach: Option<IpAddr>,
     /// Underlay IPv4 address.
     pub public_ip: Option<Ipv4Addr>,
     /// Underlay IPv6 address.
@@ -154,6 +164,8 @@ pub struct Node {
 pub struct Device {
     /// A name that Linux takes.
     pub name: String,
+    /// The name is flannel's, and follows the backend where that is known only later: see [`flannel::device_name`].
+    pub flannel_name: bool,
     /// Largest inner packet in bytes; `None`: from the underlay's MTU.
     pub mtu: Option<u16>,
 }
@@ -277,6 +289,58 @@ pub enum Store {
         /// Its path from the root.
         path: PathBuf,
     },
+    /// etcd, as flannel's nodes use it.
+    Etcd(EtcdStore),
+}
+
+/// How to reach etcd, and what to write there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdStore {
+    /// URLs of its members; at least one.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with.
+    pub prefix: String,
+    /// The certificate authority.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate.
+    pub cert_file: Option<PathBuf>,
+    /// Its key.
+    pub key_file: Option<PathBuf>,
+    /// The user.
+    pub username: Option<String>,
+    /// Where the user's password stands.
+    pub password: Option<Password>,
+    /// How long before its end our lease is renewed.
+    pub renew_margin: Duration,
+}
+
+/// A password, or where it stands. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// The first line of a file, read when it is needed.
+    File(PathBuf),
+    /// The password itself.
+    Text(String),
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Password::File(path) => f.debug_tuple("File").field(path).finish(),
+            Password::Text(_) => f.write_str("Text(..)"),
+        }
+    }
+}
+
+/// What is added to the host's packet filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firewall {
+    /// Masquerade what leaves the overlay.
+    pub ip_masq: bool,
+    /// Accept what is forwarded from and to the overlay.
+    pub forward_rules: bool,
+    /// The rules are looked at again at least this often.
+    pub resync: Duration,
 }
 
 /// The control socket.
@@ -284,6 +348,8 @@ pub enum Store {
 pub struct Control {
     /// Its path from the root.
     pub socket: PathBuf,
+    /// Where metrics and health are served over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Logging.
@@ -351,6 +417,14 @@ impl Config {
             ),
             ("node.name", self.node.name != new.node.name),
             ("node.iface", self.node.iface != new.node.iface),
+            (
+                "node.iface-regex",
+                self.node.iface_regex != new.node.iface_regex,
+            ),
+            (
+                "node.iface-can-reach",
+                self.node.can_reach != new.node.can_reach,
+            ),
             ("node.public-ip", self.node.public_ip != new.node.public_ip),
             (
                 "node.public-ipv6",
@@ -384,7 +458,24 @@ impl Config {
                 self.datapath.udp6_zero_checksum != new.datapath.udp6_zero_checksum,
             ),
             ("store.path", self.store != new.store),
-            ("control.socket", self.control != new.control),
+            ("store.subnet-file", self.subnet_file != new.subnet_file),
+            (
+                "firewall.ip-masq",
+                self.firewall.ip_masq != new.firewall.ip_masq,
+            ),
+            (
+                "firewall.forward-rules",
+                self.firewall.forward_rules != new.firewall.forward_rules,
+            ),
+            (
+                "firewall.resync",
+                self.firewall.resync != new.firewall.resync,
+            ),
+            ("control.socket", self.control.socket != new.control.socket),
+            (
+                "control.metrics",
+                self.control.metrics != new.control.metrics,
+            ),
             ("log.format", self.log.format != new.log.format),
         ];
         differs

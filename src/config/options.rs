@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Bool,
     /// An integer or a string (`queues = 1`, `queues = "auto"`).
     NumberOrText,
+    /// A string, or an array of strings; the flag may be repeated. Held as one text, a line for each.
+    List,
 }
 
 /// One option.
@@ -81,6 +83,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ),
     ("node", "This node."),
     (
+        "firewall",
+        "What overlayd adds to the host's packet filter, and takes away again at its end.",
+    ),
+    (
         "device",
         "The TUN device that packets enter and leave through.",
     ),
@@ -129,29 +135,6 @@ const fn reload(mut opt: Opt) -> Opt {
     opt
 }
 
-/// A key that is known and refused: it has no function in this version.
-const fn later(
-    section: &'static str,
-    key: &'static str,
-    example: &'static str,
-    cure: &'static str,
-) -> Opt {
-    Opt {
-        section,
-        key,
-        flag: "",
-        flannel: "",
-        kind: Kind::Text,
-        example,
-        default: "",
-        help: "",
-        later: Some(cure),
-        reload: false,
-    }
-}
-
-const USE_FILE_STORE: &str = "it belongs to the etcd store; keep the leases in a file (store.path)";
-
 /// The table.
 #[rustfmt::skip]
 pub static OPTIONS: &[Opt] = &[
@@ -183,8 +166,14 @@ pub static OPTIONS: &[Opt] = &[
     row("node", "name", "node-name", Kind::Text, r#""node-a""#, "the hostname",
         "Name of this node in status and logs."),
     flannel("FLANNELD_IFACE",
-        row("node", "iface", "iface", Kind::Text, r#""eth0""#, "the default route's interface",
-        "Underlay interface; its address is the public IP unless that is given.")),
+        row("node", "iface", "iface", Kind::List, r#""eth0""#, "the default route's interface",
+        "Underlay interface, by name or address; its address is the public IP unless that is given. Of a list, the first that is there.")),
+    flannel("FLANNELD_IFACE_REGEX",
+        row("node", "iface-regex", "iface-regex", Kind::List, r#"['^10\.1\.', '^en']"#, "none",
+        "If none of iface is there: the first interface with an address, or else a name, that a pattern matches; one pattern after the other.")),
+    flannel("FLANNELD_IFACE_CAN_REACH",
+        row("node", "iface-can-reach", "iface-can-reach", Kind::Text, r#""192.0.2.1""#, "none",
+        "Without iface and iface-regex: the interface that the route to this address leads through.")),
     flannel("FLANNELD_PUBLIC_IP",
         row("node", "public-ip", "public-ip", Kind::Text, r#""192.0.2.10""#, "iface's IPv4 address",
         "Underlay IPv4 address that peers send to; this node's lease is the one that carries it.")),
@@ -192,8 +181,20 @@ pub static OPTIONS: &[Opt] = &[
         row("node", "public-ipv6", "public-ipv6", Kind::Text, r#""2001:db8::10""#, "iface's IPv6 address",
         "Underlay IPv6 address that peers send to.")),
 
+    flannel("FLANNELD_IP_MASQ",
+        row("firewall", "ip-masq", "ip-masq", Kind::Bool, "false", "false",
+        "Masquerade what leaves the overlay for elsewhere, in nftables tables of our own.")),
+    flannel("FLANNELD_IPTABLES_FORWARD_RULES",
+        row("firewall", "forward-rules", "forward-rules", Kind::Bool, "false", "false",
+        "Where there is a filter table with a FORWARD chain (iptables, Docker): accept there what is forwarded from and to the overlay.")),
+    flannel("FLANNELD_IPTABLES_RESYNC",
+        row("firewall", "resync", "firewall-resync", Kind::Number, "5", "5",
+        "Seconds after which these rules are looked at again even if nothing was heard of a change.")),
+
     row("device", "name", "device", Kind::Text, r#""overlay0""#, "overlay0",
         "Name of the TUN device, at most 15 bytes."),
+    row("device", "flannel-name", "flannel-name", Kind::Bool, "true", "false",
+        "Where no name is set: flannel's, which is flannel0 with udp and flannel.VNI with vxlan."),
     row("device", "mtu", "mtu", Kind::Number, "1450", "underlay MTU minus the encapsulation's overhead",
         "Largest inner packet in bytes, 576 to 65535 (at least 1280 with IPv6 inside)."),
 
@@ -221,27 +222,49 @@ pub static OPTIONS: &[Opt] = &[
         "Accept a zero outer UDP checksum over IPv6 (RFC 6935)."),
 
     row("store", "type", "store", Kind::Text, r#""file""#, "file",
-        "Kind of lease store."),
+        "Kind of lease store: file, or etcd (which flannel's nodes share)."),
     row("store", "path", "leases", Kind::Text, r#""leases.json""#, "leases.json beside the configuration file",
-        "The lease file, relative to the file that names it. Its directory is watched: replace it by rename."),
+        "file: the lease file, relative to the file that names it. Its directory is watched: replace it by rename."),
+    flannel("FLANNELD_ETCD_ENDPOINTS",
+        row("store", "endpoints", "etcd-endpoints", Kind::List, r#"["http://127.0.0.1:2379"]"#, "http://127.0.0.1:2379",
+        "etcd: its members, one of which must answer.")),
+    flannel("FLANNELD_ETCD_PREFIX",
+        row("store", "prefix", "etcd-prefix", Kind::Text, r#""/coreos.com/network""#, "/coreos.com/network",
+        "etcd: what all keys begin with.")),
+    flannel("FLANNELD_ETCD_CAFILE",
+        row("store", "ca-file", "etcd-ca-file", Kind::Text, r#""ca.pem""#, "none",
+        "etcd: the certificate authority that its members are checked against; makes it TLS.")),
+    flannel("FLANNELD_ETCD_CERTFILE",
+        row("store", "cert-file", "etcd-cert-file", Kind::Text, r#""cert.pem""#, "none",
+        "etcd: the certificate that this node shows.")),
+    flannel("FLANNELD_ETCD_KEYFILE",
+        row("store", "key-file", "etcd-key-file", Kind::Text, r#""key.pem""#, "none",
+        "etcd: that certificate's key.")),
+    flannel("FLANNELD_ETCD_USERNAME",
+        row("store", "username", "etcd-username", Kind::Text, r#""overlay""#, "none",
+        "etcd: the user.")),
+    row("store", "password-file", "etcd-password-file", Kind::Text, r#""password""#, "none",
+        "etcd: a file that holds the user's password, its first line."),
+    flannel("FLANNELD_ETCD_PASSWORD",
+        row("store", "password", "etcd-password", Kind::Text, r#""secret""#, "none",
+        "etcd: the user's password. Better in password-file: others may see flags and variables.")),
+    flannel("FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
+        row("store", "renew-margin", "lease-renew-margin", Kind::Number, "60", "60",
+        "etcd: minutes before its end at which this node's lease is renewed, 1 to 1439.")),
+    flannel("FLANNELD_SUBNET_FILE",
+        row("store", "subnet-file", "subnet-file", Kind::Text, r#""/run/flannel/subnet.env""#, "none is written",
+        "Where this node's subnet and MTU are written for container runtimes, as flannel does.")),
 
     row("control", "socket", "socket", Kind::Text, r#""/run/overlayd/overlayd.sock""#, "/run/overlayd/overlayd.sock",
         "Unix socket that `overlayd status` and the other reading commands ask."),
+
+    row("control", "metrics", "metrics", Kind::Text, r#""127.0.0.1:9285""#, "none",
+        "Address and port for HTTP: /metrics (Prometheus), /healthz, /readyz. Everybody who reaches it may read."),
 
     reload(row("log", "level", "log-level", Kind::Text, r#""info""#, "info",
         "error, warn, info, debug or trace; or filters such as \"info,overlayd::lease=debug\".")),
     row("log", "format", "log-format", Kind::Text, r#""text""#, "text",
         "text or json (one object per line)."),
-
-    later("control", "metrics", r#""127.0.0.1:9285""#, "read `overlayd status --json` instead"),
-    later("store", "endpoints", r#"["http://127.0.0.1:2379"]"#, USE_FILE_STORE),
-    later("store", "prefix", r#""/coreos.com/network""#, USE_FILE_STORE),
-    later("store", "ca-file", r#""ca.pem""#, USE_FILE_STORE),
-    later("store", "cert-file", r#""cert.pem""#, USE_FILE_STORE),
-    later("store", "key-file", r#""key.pem""#, USE_FILE_STORE),
-    later("store", "username", r#""user""#, USE_FILE_STORE),
-    later("store", "password-file", r#""password""#, USE_FILE_STORE),
-    later("store", "subnet-file", r#""/run/flannel/subnet.env""#, "read the subnet and MTU from `overlayd status --json`"),
 ];
 
 /// The option `section.key`.

@@ -9,6 +9,8 @@ use super::options::{self, Kind, OPTIONS, Opt};
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     values: Vec<(&'static Opt, String)>,
+    /// What holds where nothing else says otherwise.
+    defaults: Vec<(&'static Opt, String)>,
 }
 
 impl Overrides {
@@ -25,7 +27,18 @@ impl Overrides {
         self
     }
 
-    fn put(&mut self, opt: &'static Opt, value: String) {
+    /// Sets what `section.key` is where neither flag, variable nor file says otherwise.
+    pub(crate) fn set_default(&mut self, opt: &'static Opt, value: impl Into<String>) {
+        self.defaults.push((opt, value.into()));
+    }
+
+    pub(crate) fn defaults(&self) -> impl Iterator<Item = Setting> + '_ {
+        self.defaults
+            .iter()
+            .map(|(opt, value)| Setting::new(opt, value, Origin::Flannel))
+    }
+
+    pub(crate) fn put(&mut self, opt: &'static Opt, value: String) {
         self.values.retain(|(known, _)| !std::ptr::eq(*known, opt));
         self.values.push((opt, value));
     }
@@ -55,6 +68,7 @@ fn arg(opt: &'static Opt) -> Arg {
             .value_name("true|false"),
         Kind::Number => arg.value_name("N"),
         Kind::Text | Kind::NumberOrText => arg.value_name("VALUE"),
+        Kind::List => arg.value_name("VALUE").action(clap::ArgAction::Append),
     }
 }
 
@@ -77,8 +91,9 @@ impl FromArgMatches for Overrides {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for opt in OPTIONS.iter().filter(|opt| opt.later.is_none()) {
-            if let Some(value) = matches.get_one::<String>(opt.flag) {
-                self.put(opt, value.clone());
+            if let Some(values) = matches.get_many::<String>(opt.flag) {
+                let values: Vec<_> = values.map(String::as_str).collect();
+                self.put(opt, values.join("\n"));
             }
         }
         Ok(())

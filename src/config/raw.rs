@@ -10,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Origin, Quoted, Setting};
+use super::flannel;
 use super::options::{self, Kind, OPTIONS, Opt, SECTIONS};
 
 /// Variables of ours that belong to other commands, or to `--config`.
@@ -60,33 +61,37 @@ impl RawConfig {
     /// meant for a newer or older version.
     pub(crate) fn read_env(&mut self, env: impl IntoIterator<Item = (OsString, OsString)>) {
         let mut ours = Vec::new();
-        let mut flannels = Vec::new();
+        let mut theirs = Vec::new();
         for (name, value) in env {
             let Some(name) = name.to_str() else { continue };
-            let own = name.starts_with("OVERLAYD_");
-            if !(own || name.starts_with("FLANNELD_")) || OTHER_VARIABLES.contains(&name) {
+            let ours_or_theirs = ["OVERLAYD_", "FLANNELD_"];
+            if !ours_or_theirs.iter().any(|prefix| name.starts_with(prefix))
+                || OTHER_VARIABLES.contains(&name)
+            {
                 continue;
             }
             if value.is_empty() {
+                continue;
+            }
+            let Some(text) = value.to_str() else {
+                self.problems
+                    .push(format!("{name}: the value is not UTF-8"));
+                continue;
+            };
+            if let Some(flag) = flannel::flag_of_variable(name) {
+                theirs.push((flag, text.to_owned()));
                 continue;
             }
             let Some(opt) = option_of_variable(name) else {
                 self.warnings.push(unknown_variable(name));
                 continue;
             };
-            let Some(text) = value.to_str() else {
-                self.problems
-                    .push(format!("{name}: the value is not UTF-8"));
-                continue;
-            };
             let setting = Setting::new(opt, text, Origin::Env(name.to_owned()));
             if let Some(cure) = opt.later {
                 self.problems
                     .push(setting.problem(not_in_this_version(cure)));
-            } else if own {
-                ours.push(setting);
             } else {
-                flannels.push(setting);
+                ours.push(setting);
             }
         }
         for one in &ours {
@@ -99,7 +104,12 @@ impl RawConfig {
             }
         }
         self.settings.append(&mut ours);
-        self.settings.append(&mut flannels);
+        let meant = flannel::Meant::of(&theirs);
+        self.warnings.extend(meant.warnings);
+        self.problems.extend(meant.problems);
+        for (opt, text, flag) in meant.settings {
+            self.push(Setting::new(opt, text, Origin::Env(flag.variable())));
+        }
     }
 
     /// Reads the configuration file's text.
@@ -135,7 +145,7 @@ impl RawConfig {
 fn option_of_variable(name: &str) -> Option<&'static Opt> {
     OPTIONS
         .iter()
-        .find(|opt| opt.flannel == name || opt.variables().iter().any(|own| own == name))
+        .find(|opt| opt.variables().iter().any(|own| own == name))
 }
 
 fn unknown_variable(name: &str) -> String {
@@ -241,7 +251,16 @@ impl FileReader<'_> {
     }
 
     fn value(&mut self, opt: &'static Opt, value: &Spanned<DeValue<'_>>) {
-        match text_of(opt.kind, value.get_ref()) {
+        let text = match (opt.kind, value.get_ref()) {
+            (Kind::List, DeValue::Array(items)) => items
+                .iter()
+                .map(|item| item.get_ref().as_str().filter(|text| !text.contains('\n')))
+                .collect::<Option<Vec<_>>>()
+                .map(|texts| texts.join("\n"))
+                .ok_or("an array of strings, each of one line"),
+            (kind, value) => text_of(kind, value),
+        };
+        match text {
             Ok(text) => {
                 let origin = self.at(value);
                 self.raw.push(Setting::new(opt, text, origin));
@@ -350,7 +369,9 @@ impl FileReader<'_> {
 /// The text of a value that has the right kind; otherwise what was expected.
 fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
     match (kind, value) {
-        (Kind::Text | Kind::NumberOrText, DeValue::String(text)) => Ok(text.to_string()),
+        (Kind::Text | Kind::NumberOrText | Kind::List, DeValue::String(text)) => {
+            Ok(text.to_string())
+        }
         (Kind::Number | Kind::NumberOrText, DeValue::Integer(number)) => {
             // Hexadecimal and the like become decimal; what no i128 holds stays as written and is
             // refused as out of range later.
@@ -362,6 +383,7 @@ fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
         (Kind::Number, _) => Err("a number without quotes"),
         (Kind::Bool, _) => Err("true or false"),
         (Kind::NumberOrText, _) => Err("a number or a string"),
+        (Kind::List, _) => Err("a string or an array of strings"),
     }
 }
 
@@ -370,7 +392,7 @@ pub(crate) fn resolve_path(setting: &Setting) -> PathBuf {
     let written = Path::new(&setting.text);
     let base = match &setting.origin {
         Origin::File { path, .. } | Origin::NetConf { path, .. } => path.parent(),
-        Origin::Flag | Origin::Env(_) => None,
+        Origin::Flag | Origin::Env(_) | Origin::Flannel => None,
     };
     absolute(&base.map_or_else(|| written.to_owned(), |base| base.join(written)))
 }

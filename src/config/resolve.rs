@@ -12,8 +12,9 @@ use super::error::{ConfigError, Origin, Setting};
 use super::overrides::Overrides;
 use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
 use super::{
-    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Injection,
-    Log, LogFormat, Node, Store, UdpBackend, VxlanBackend, Zerocopy, netconf, values,
+    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, EtcdStore,
+    Firewall, Injection, Log, LogFormat, Node, Password, Store, UdpBackend, VxlanBackend, Zerocopy,
+    flannel, netconf, values,
 };
 
 /// A configuration longer than this is some other file.
@@ -25,6 +26,18 @@ pub(crate) fn load(
     overrides: &Overrides,
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Config, ConfigError> {
+    let file = path.unwrap_or(default_path);
+    let (raw, missing) = gather(path, default_path, overrides, env)?;
+    resolve(raw, file, missing)
+}
+
+/// All that was written, and whether the file is missing that need not be there.
+pub(crate) fn gather(
+    path: Option<&Path>,
+    default_path: &Path,
+    overrides: &Overrides,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(RawConfig, bool), ConfigError> {
     let mut raw = RawConfig::default();
     for setting in overrides.settings() {
         raw.push(setting);
@@ -49,7 +62,10 @@ pub(crate) fn load(
             )));
         }
     };
-    resolve(raw, file, missing)
+    for setting in overrides.defaults() {
+        raw.push(setting);
+    }
+    Ok((raw, missing))
 }
 
 /// Reads a file that people write by hand.
@@ -90,23 +106,18 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
     let (subnet_len, ipv6_subnet_len) = r.subnet_lens(network);
     let backend = r.backend(implies_udp);
     let node = r.node();
-    let device = r.device(network, &node);
+    let device = r.device(network, &node, &backend);
     let datapath = r.datapath();
-    let _: Option<()> = r.read("store.type", |text| match text {
-        "file" => Ok(()),
-        "etcd" => Err(not_in_this_version("use \"file\"")),
-        _ => Err("unknown; use \"file\"".to_owned()),
-    });
-    let beside = || {
-        file.parent()
-            .map_or_else(PathBuf::new, Path::to_owned)
-            .join("leases.json")
-    };
-    let store = Store::File {
-        path: r.path("store.path", beside),
+    let store = r.store(file);
+    let subnet_file = r.maybe_path("store.subnet-file");
+    let firewall = Firewall {
+        ip_masq: r.switch("firewall.ip-masq"),
+        forward_rules: r.switch("firewall.forward-rules"),
+        resync: r.firewall_resync(),
     };
     let control = Control {
         socket: r.path("control.socket", || DEFAULT_SOCKET.into()),
+        metrics: r.read("control.metrics", values::listen),
     };
     let routes = r.routes();
     let log = Log {
@@ -137,6 +148,8 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
         device,
         datapath,
         store,
+        subnet_file,
+        firewall,
         control,
         routes,
         log,
@@ -186,6 +199,69 @@ impl Resolver {
         }
     }
 
+    fn maybe_path(&mut self, name: &str) -> Option<PathBuf> {
+        self.raw.get(name)?;
+        Some(self.path(name, PathBuf::new))
+    }
+
+    fn list<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        self.read(name, |text| values::list(text, parse))
+            .unwrap_or_default()
+    }
+
+    fn on_etcd(&self) -> bool {
+        let store = self.raw.get("store.type");
+        store.is_some_and(|setting| setting.text == "etcd")
+    }
+
+    fn store(&mut self, file: &Path) -> Store {
+        let etcd = self.word("store.type", &[("file", false), ("etcd", true)]);
+        if etcd != Some(true) {
+            let beside = || {
+                file.parent()
+                    .map_or_else(PathBuf::new, Path::to_owned)
+                    .join("leases.json")
+            };
+            return Store::File {
+                path: self.path("store.path", beside),
+            };
+        }
+        let endpoints = self.read("store.endpoints", |text| {
+            // flannel parts them by commas.
+            values::list(&text.replace(',', "\n"), |one| values::endpoint(one.trim()))
+        });
+        let margin = self.read("store.renew-margin", |text| {
+            values::number(text, 1..=1439u64, "minutes")
+        });
+        let password = match self.maybe_path("store.password-file") {
+            Some(path) => Some(Password::File(path)),
+            None => self.text("store.password").map(Password::Text),
+        };
+        Store::Etcd(EtcdStore {
+            endpoints: endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]),
+            prefix: self
+                .text("store.prefix")
+                .unwrap_or_else(|| "/coreos.com/network".to_owned()),
+            ca_file: self.maybe_path("store.ca-file"),
+            cert_file: self.maybe_path("store.cert-file"),
+            key_file: self.maybe_path("store.key-file"),
+            username: self.text("store.username"),
+            password,
+            renew_margin: Duration::from_secs(60 * margin.unwrap_or(60)),
+        })
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.raw.get(name).map(|setting| setting.text.clone())
+    }
+
+    fn firewall_resync(&mut self) -> Duration {
+        let seconds = self.read("firewall.resync", |text| {
+            values::number(text, 1..=86_400u64, "seconds")
+        });
+        Duration::from_secs(seconds.unwrap_or(5))
+    }
+
     /// Reads the net-conf.json that is named, if one is. True where it leaves the backend to
     /// flannel's default.
     fn net_conf(&mut self) -> bool {
@@ -232,7 +308,7 @@ impl Resolver {
         let unset = |name| self.raw.get(name).is_none();
         // A net-conf.json that could not be read has been complained of already.
         let told = self.raw.get("network.net-conf").is_some() && !self.raw.problems.is_empty();
-        if unset("network.network") && unset("network.ipv6-network") && !told {
+        if unset("network.network") && unset("network.ipv6-network") && !told && !self.on_etcd() {
             let so = if missing {
                 "does not exist, and no flag names"
             } else {
@@ -340,17 +416,27 @@ impl Resolver {
         };
         Node {
             name,
-            iface: self.read("node.iface", values::underlay_interface),
+            iface: self.list("node.iface", values::underlay_interface),
+            iface_regex: self.list("node.iface-regex", values::pattern),
+            can_reach: self.read("node.iface-can-reach", |text| {
+                text.parse().map_err(|_| {
+                    "not an IP address; give one that peers are reached like".to_owned()
+                })
+            }),
             public_ip: self.read("node.public-ip", values::public_v4),
             public_ipv6: self.read("node.public-ipv6", values::public_v6),
         }
     }
 
-    fn device(&mut self, network: fdb::Network, node: &Node) -> Device {
-        let name = self
-            .read("device.name", values::device)
-            .unwrap_or_else(|| "overlay0".to_owned());
-        if node.iface.as_deref() == Some(&name) {
+    fn device(&mut self, network: fdb::Network, node: &Node, backend: &Backend) -> Device {
+        let flannel_name = self.switch("device.flannel-name");
+        let name = self.read("device.name", values::device);
+        let flannel_name = flannel_name && name.is_none();
+        let name = name.unwrap_or_else(|| match flannel_name {
+            true => flannel::device_name(backend),
+            false => "overlay0".to_owned(),
+        });
+        if node.iface.contains(&name) {
             let setting = self
                 .raw
                 .get("device.name")
@@ -361,6 +447,7 @@ impl Resolver {
         }
         Device {
             name,
+            flannel_name,
             mtu: self.read("device.mtu", |text| values::mtu(text, network.v6.is_some())),
         }
     }

@@ -1,7 +1,7 @@
 //! What a value must be. Each function takes the text as written and returns the value, or what is
 //! wrong and what to do instead.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -220,17 +220,52 @@ pub(crate) fn device(text: &str) -> Checked<String> {
     Ok(name)
 }
 
-/// An underlay interface. flannel takes an address here too; ours has a key of its own.
+/// An underlay interface: its name, or an address that it has.
 pub(crate) fn underlay_interface(text: &str) -> Checked<String> {
     match text.parse::<IpAddr>() {
-        Ok(IpAddr::V4(_)) => {
-            Err("this is an address, not an interface; set it as public-ip".to_owned())
-        }
-        Ok(IpAddr::V6(_)) => {
-            Err("this is an address, not an interface; set it as public-ipv6".to_owned())
-        }
+        Ok(address) => refuse_public(address).map(|()| address.to_string()),
         Err(_) => interface(text),
     }
+}
+
+/// A pattern of interfaces' addresses or names.
+pub(crate) fn pattern(text: &str) -> Checked<String> {
+    match regex::Regex::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            let error = error.to_string();
+            let last = error.lines().last().unwrap_or_default();
+            Err(format!("not a regular expression: {last}"))
+        }
+    }
+}
+
+/// The lines of a list, each of which must be right.
+pub(crate) fn list<T>(text: &str, parse: impl Fn(&str) -> Checked<T>) -> Checked<Vec<T>> {
+    text.split('\n').map(parse).collect()
+}
+
+/// A URL of etcd, with or without its scheme.
+pub(crate) fn endpoint(text: &str) -> Checked<String> {
+    let address = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"))
+        .unwrap_or(text);
+    let blank = |c: char| c.is_whitespace() || c.is_control();
+    if address.is_empty() || address.contains("://") || address.contains(blank) {
+        return Err("not an endpoint; write for example http://127.0.0.1:2379".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// An address and a port to listen at.
+pub(crate) fn listen(text: &str) -> Checked<SocketAddr> {
+    let not = || "not an address and a port; write for example 127.0.0.1:9285".to_owned();
+    let at: SocketAddr = text.parse().map_err(|_| not())?;
+    if at.port() == 0 {
+        return Err(not());
+    }
+    Ok(at)
 }
 
 /// Why an address can not be a public IP: nobody could send to it from another host.
@@ -405,7 +440,20 @@ mod tests {
         wrong(device("tun%d"), "%");
         wrong(device("all"), "meaning");
         assert_eq!(underlay_interface("eth0"), Ok("eth0".to_owned()));
-        wrong(underlay_interface("192.0.2.1"), "public-ip");
+        assert_eq!(underlay_interface("192.0.2.1"), Ok("192.0.2.1".to_owned()));
+        wrong(underlay_interface("127.0.0.1"), "loopback");
+        assert_eq!(pattern("^eth[0-9]+$"), Ok("^eth[0-9]+$".to_owned()));
+        wrong(pattern("eth["), "unclosed character class");
+    }
+
+    #[test]
+    fn endpoints_and_listeners() {
+        assert!(endpoint("http://127.0.0.1:2379").is_ok() && endpoint("etcd-1:2379").is_ok());
+        wrong(endpoint("ftp://127.0.0.1"), "not an endpoint");
+        wrong(endpoint("https://"), "not an endpoint");
+        assert!(listen("[::1]:9285").is_ok());
+        wrong(listen("9285"), "127.0.0.1:9285");
+        wrong(listen("127.0.0.1:0"), "127.0.0.1:9285");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::kernel::host::Site;
 use crate::kernel::{Netlink, Route, preflight};
 use crate::lease::Lease;
 use crate::lease::sync::{Objection, PeerLeases, Synced};
+use crate::observe::metrics::StoreFigures;
 use crate::observe::routes::Routes;
 use crate::observe::status::{self, Health, Status, Warning};
 
@@ -31,6 +33,9 @@ pub(super) struct Node {
     pub(super) snapshot: Snapshot<Forwarding>,
     pub(super) started: Instant,
     pub(super) view: Mutex<View>,
+    pub(super) store: Mutex<StoreFigures>,
+    /// How often rules of ours were put back into the packet filter.
+    pub(super) filter_repairs: AtomicU64,
 }
 
 /// What changes while it runs.
@@ -65,6 +70,10 @@ pub(super) struct Faults {
     pub(super) plane: Option<String>,
     /// The underlay is too small.
     pub(super) mtu: Option<String>,
+    /// The packet filter is not as it shall be.
+    pub(super) filter: Option<String>,
+    /// The subnet file does not say what is so.
+    pub(super) subnet: Option<String>,
 }
 
 impl Faults {
@@ -75,8 +84,11 @@ impl Faults {
             place,
             plane,
             mtu,
+            filter,
+            subnet,
         } = self;
-        [plane, place, store, config, mtu].into_iter().flatten()
+        let all = [plane, place, store, config, mtu, filter, subnet];
+        all.into_iter().flatten()
     }
 }
 
@@ -286,7 +298,7 @@ impl Node {
         Ok(Routes::new(desired, held, &actual, &view.unroutable))
     }
 
-    async fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
         let warnings = self.warnings().await;
         let vxlan = self.backend.vni.is_some();
         let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
 use super::engines::Extras;
+use super::habits::Habits;
 use super::node::{Accepted, Node, log_changes, log_objections};
 use super::plane::{self, Kit, Plane, Wiring};
 use super::reconcile::{PAUSE, POLL, Reconciler, SETTLE};
@@ -56,6 +57,7 @@ pub(super) struct Daemon<E> {
     pub(super) plane: Option<Plane>,
     pub(super) reconciler: Reconciler,
     pub(super) node: Arc<Node>,
+    pub(super) habits: Habits,
 }
 
 /// The signals that mean something to us, listened to from before anything is made: a signal that comes
@@ -161,6 +163,7 @@ impl<E: Encapsulation> Daemon<E> {
                     let again = self.reconciler.report().again;
                     due = again.map_or(looked + POLL, |again| again.min(looked + POLL));
                 }
+                () = self.habits.disturbed() => self.mend_filter(),
                 never = &mut clients => match never {},
             }
         }
@@ -202,7 +205,9 @@ impl<E: Encapsulation> Daemon<E> {
     /// Reads the leases again and publishes new tables, or keeps the last good ones and says why. Says
     /// whether there are new ones.
     async fn resync(&mut self) -> bool {
-        let taken = match self.store.load() {
+        let loaded = self.store.load();
+        self.node.note_read(loaded.as_ref().ok().map(Vec::len));
+        let taken = match loaded {
             Ok(leases) => self.take_up(&leases).await.map(|()| leases),
             Err(error) => Err(error.to_string()),
         };
@@ -229,9 +234,9 @@ impl<E: Encapsulation> Daemon<E> {
             Ok(actual) => actual,
             Err(error) => return tracing::warn!("{error}"),
         };
-        self.heed_addresses(&actual);
+        self.heed_addresses(&actual).await;
         let leases = std::mem::take(&mut self.leases);
-        let placed = self.place(&actual, &leases);
+        let placed = self.place(&actual, &leases).await;
         match placed {
             Err(fault) => self.misplaced(Some(fault)),
             Ok((own, site)) => {
@@ -254,14 +259,22 @@ impl<E: Encapsulation> Daemon<E> {
 
     /// Notes the addresses by which our lease can be recognised. A store that takes leases itself would be told here:
     /// the lease that it holds for us has to carry the new address. A lease file is for others to change.
-    fn heed_addresses(&mut self, actual: &Actual) {
-        let host = Host::of(wanted(&self.config), actual);
+    async fn heed_addresses(&mut self, actual: &Actual) {
+        let Ok(host) = self.host(actual).await else {
+            return;
+        };
         let Ok(now) = host.candidates() else { return };
         if now != self.candidates {
             let all: Vec<_> = now.iter().map(IpAddr::to_string).collect();
             tracing::info!("this node's underlay addresses are now {}", all.join(", "));
             self.candidates = now;
         }
+    }
+
+    /// The host as `actual` has it, seen as the configuration wants.
+    async fn host(&self, actual: &Actual) -> Result<Host, String> {
+        let host = Host::look(&self.node.netlink, wanted(&self.config), actual).await;
+        host.map_err(|error| error.to_string())
     }
 
     fn misplaced(&self, fault: Option<String>) {
@@ -278,7 +291,7 @@ impl<E: Encapsulation> Daemon<E> {
     async fn take_up(&mut self, leases: &[Lease]) -> Result<(), String> {
         let actual = self.node.netlink.actual().await;
         let actual = actual.map_err(|error| error.to_string())?;
-        let (own, site) = match self.place(&actual, leases) {
+        let (own, site) = match self.place(&actual, leases).await {
             Ok(placed) => {
                 self.misplaced(None);
                 placed
@@ -299,8 +312,8 @@ impl<E: Encapsulation> Daemon<E> {
 
     /// Which lease is ours, and where it puts us. We stay where we are for as long as the node is reached there and
     /// has a lease for it: an address more on the interface, or a second lease of ours, changes nothing.
-    fn place(&self, actual: &Actual, leases: &[Lease]) -> Result<(Lease, Site), String> {
-        let host = Host::of(wanted(&self.config), actual);
+    async fn place(&self, actual: &Actual, leases: &[Lease]) -> Result<(Lease, Site), String> {
+        let host = self.host(actual).await?;
         if let Some(site) = host.still(&self.site) {
             let ours: Vec<IpAddr> = site.public.ips().collect();
             if let Ok(own) = sync::find_own(leases, &ours) {
@@ -341,6 +354,7 @@ impl<E: Encapsulation> Daemon<E> {
         }
         (self.own, self.site) = (own, site);
         self.publish(synced);
+        self.tell_host();
         Ok(())
     }
 

@@ -7,13 +7,21 @@ use fdb::Endpoint;
 
 use super::reconcile::Actual;
 use super::route::default_route;
-use super::{Address, Family, Link};
+use super::{Address, Family, Link, Netlink, Result};
 
 /// What the configuration says about the node's place.
+///
+/// The underlay interface is chosen in flannel's order (flannel `pkg/ipmatch/match.go`): the first of `iface` that is
+/// there, or else the first that a pattern matches; if neither is given, the one that leads to `can_reach`; else the one
+/// that has the public IP; else the default route's.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// The underlay interface.
-    pub iface: Option<String>,
+    /// Underlay interfaces, each by its name or by an address that it has.
+    pub iface: Vec<String>,
+    /// Regular expressions of addresses and names; the addresses of all interfaces are compared before the names.
+    pub iface_regex: Vec<String>,
+    /// An address that the underlay interface leads to.
+    pub can_reach: Option<IpAddr>,
     /// The public IPs.
     pub public: Endpoint,
 }
@@ -25,6 +33,8 @@ pub struct Host {
     links: Vec<Link>,
     addresses: Vec<Address>,
     iface: Option<u32>,
+    /// The address by which the interface was chosen.
+    chosen: Option<IpAddr>,
 }
 
 /// The node's place on the underlay.
@@ -50,11 +60,13 @@ impl Site {
 /// Why the node has no place on the underlay.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSite {
-    /// `node.iface` names nothing.
-    #[error("the underlay interface `{name}` (node.iface) does not exist; there are: {there}")]
+    /// `node.iface` or `node.iface-regex` names nothing, or nothing leads to `node.iface-can-reach`.
+    #[error("the underlay interface `{name}` ({key}) does not exist; there are: {there}")]
     NoIface {
-        /// The name.
+        /// The name, or what stands for it.
         name: String,
+        /// The option that asks for it.
+        key: &'static str,
         /// What exists.
         there: String,
     },
@@ -98,26 +110,80 @@ pub enum NoSite {
 }
 
 impl Host {
-    /// The host as `actual` has it.
-    pub fn of(wanted: Wanted, actual: &Actual) -> Self {
-        let iface = match &wanted.iface {
-            Some(name) => actual
-                .links
-                .iter()
-                .find(|link| link.name == *name)
-                .map(|link| link.index),
-            None if wanted.public != Endpoint::default() => None,
-            None => {
-                let v4 = default_route(&actual.routes, Family::V4);
-                v4.or_else(|| default_route(&actual.routes, Family::V6))
-            }
-        };
-        Host {
+    /// The host as `actual` has it; the kernel is asked only for the way to `can_reach`.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn look(netlink: &Netlink, wanted: Wanted, actual: &Actual) -> Result<Self> {
+        let mut host = Host {
             wanted,
             links: actual.links.clone(),
             addresses: actual.addresses.clone(),
-            iface,
+            iface: None,
+            chosen: None,
+        };
+        let wanted = &host.wanted;
+        let found = if !wanted.iface.is_empty() || !wanted.iface_regex.is_empty() {
+            host.named()
+        } else if let Some(target) = wanted.can_reach {
+            // That there is no way there is said when it is missed.
+            let route = netlink.route_to(target).await.unwrap_or_default();
+            route.and_then(|route| Some((route.oif?, route.src)))
+        } else if wanted.public != Endpoint::default() {
+            None
+        } else {
+            let v4 = default_route(&actual.routes, Family::V4);
+            let index = v4.or_else(|| default_route(&actual.routes, Family::V6));
+            index.map(|index| (index, None))
+        };
+        if let Some((index, address)) = found {
+            (host.iface, host.chosen) = (Some(index), address);
         }
+        Ok(host)
+    }
+
+    /// The interface that `iface` or `iface-regex` means, and the address by which.
+    fn named(&self) -> Option<(u32, Option<IpAddr>)> {
+        let by_address = |is: &dyn Fn(IpAddr) -> bool| {
+            let address = self.usable().find(|address| is(address.ip))?;
+            Some((address.ifindex, Some(address.ip)))
+        };
+        let by_name = |is: &dyn Fn(&str) -> bool| {
+            let link = self.links.iter().find(|link| is(&link.name))?;
+            Some((link.index, None))
+        };
+        let exact = |wanted: &String| match wanted.parse::<IpAddr>() {
+            Ok(ip) => by_address(&|there| there == ip),
+            Err(_) => by_name(&|there| there == wanted),
+        };
+        let pattern = |wanted: &String| {
+            let pattern = regex::Regex::new(wanted).ok()?;
+            by_address(&|there| pattern.is_match(&there.to_string()))
+                .or_else(|| by_name(&|there| pattern.is_match(there)))
+        };
+        let wanted = &self.wanted;
+        wanted
+            .iface
+            .iter()
+            .find_map(exact)
+            .or_else(|| wanted.iface_regex.iter().find_map(pattern))
+    }
+
+    /// Whether the configuration says which interface is meant.
+    fn asked(&self) -> Option<(String, &'static str)> {
+        let wanted = &self.wanted;
+        let names = [
+            (wanted.iface.join(", "), "node.iface"),
+            (wanted.iface_regex.join(", "), "node.iface-regex"),
+            (
+                wanted
+                    .can_reach
+                    .map(|ip| ip.to_string())
+                    .unwrap_or_default(),
+                "node.iface-can-reach",
+            ),
+        ];
+        names.into_iter().find(|(name, _)| !name.is_empty())
     }
 
     /// Our place as it was, if the node can still be reached there: every address that we are bound to is on an
@@ -131,7 +197,7 @@ impl Host {
         if there.any(|address| address.is_none()) {
             return None;
         }
-        let index = match &self.wanted.iface {
+        let index = match self.asked() {
             Some(_) => self.iface?,
             None => first.ifindex,
         };
@@ -148,10 +214,11 @@ impl Host {
     /// If there are none.
     pub fn candidates(&self) -> std::result::Result<Vec<IpAddr>, NoSite> {
         let configured: Vec<_> = self.wanted.public.ips().collect();
-        if let (Some(name), None) = (&self.wanted.iface, self.iface) {
+        if let (Some((name, key)), None) = (self.asked(), self.iface) {
             let there: Vec<_> = self.links.iter().map(|link| &*link.name).collect();
             return Err(NoSite::NoIface {
-                name: name.clone(),
+                name,
+                key,
                 there: there.join(", "),
             });
         }
@@ -163,6 +230,7 @@ impl Host {
             .usable()
             .filter(|a| a.ifindex == index)
             .map(|a| a.ip)
+            .filter(|ip| self.is_chosen(*ip))
             .collect();
         if ours.is_empty() {
             return Err(NoSite::NoAddress(self.name(index)));
@@ -219,16 +287,19 @@ impl Host {
             return Err(NoSite::Disagree { configured, leased });
         }
         if let Some(address) = self.usable().find(|address| address.ip == leased) {
-            if self.wanted.iface.is_none() {
+            if self.asked().is_none() {
                 *iface = iface.or(Some(address.ifindex));
             }
             return Ok(Some(leased));
         }
         // Only an interface that was asked for may stand in for an address that is not here.
-        let Some(index) = iface.filter(|_| self.wanted.iface.is_some()) else {
+        let Some(index) = iface.filter(|_| self.asked().is_some()) else {
             return Err(NoSite::NotOurs(leased));
         };
-        let on_iface = |a: &&Address| a.ifindex == index && a.ip.is_ipv4() == leased.is_ipv4();
+        let on_iface = |a: &&Address| {
+            let family = a.ip.is_ipv4() == leased.is_ipv4();
+            a.ifindex == index && family && self.is_chosen(a.ip)
+        };
         let inside = self
             .usable()
             .find(on_iface)
@@ -243,6 +314,13 @@ impl Host {
             self.name(index)
         ));
         Ok(Some(inside.ip))
+    }
+
+    /// An interface that was chosen by one of its addresses is meant with this one, and with all of the other family.
+    fn is_chosen(&self, ip: IpAddr) -> bool {
+        let other = |chosen: IpAddr| chosen.is_ipv4() != ip.is_ipv4();
+        self.chosen
+            .is_none_or(|chosen| chosen == ip || other(chosen))
     }
 
     /// Addresses that others can reach: global scope, and past duplicate address detection.
@@ -310,6 +388,7 @@ mod tests {
             links: vec![link(2, "eth0"), link(3, "eth1")],
             addresses,
             iface,
+            chosen: None,
         }
     }
 
@@ -324,8 +403,8 @@ mod tests {
     fn a_public_ip_of_an_interface_tells_the_interface() {
         let host = host(
             Wanted {
-                iface: None,
                 public: at("192.0.2.1"),
+                ..Wanted::default()
             },
             None,
         );
@@ -341,15 +420,16 @@ mod tests {
     #[test]
     fn a_public_ip_of_no_interface_needs_an_interface_to_stand_in() {
         let wanted = Wanted {
-            iface: None,
             public: at("203.0.113.9"),
+            ..Wanted::default()
         };
         let error = host(wanted, None).site(at("203.0.113.9")).unwrap_err();
         assert!(error.to_string().contains("node.iface"), "{error}");
 
         let wanted = Wanted {
-            iface: Some("eth0".into()),
+            iface: vec!["eth0".into()],
             public: at("203.0.113.9"),
+            ..Wanted::default()
         };
         let site = host(wanted, Some(2)).site(at("203.0.113.9")).unwrap();
         assert_eq!(
@@ -364,8 +444,8 @@ mod tests {
         let host_of = |name: &str, index| {
             host(
                 Wanted {
-                    iface: Some(name.into()),
-                    public: Endpoint::default(),
+                    iface: vec![name.into()],
+                    ..Wanted::default()
                 },
                 index,
             )
@@ -382,12 +462,54 @@ mod tests {
     fn a_lease_that_disagrees_with_the_configuration_is_an_error() {
         let host = host(
             Wanted {
-                iface: None,
                 public: at("10.99.0.1"),
+                ..Wanted::default()
             },
             None,
         );
         let error = host.site(at("192.0.2.1")).unwrap_err();
         assert!(matches!(error, NoSite::Disagree { .. }));
+    }
+
+    #[test]
+    fn the_interface_is_chosen_in_flannels_order() {
+        let named = |iface: &[&str], regex: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+            let wanted = Wanted {
+                iface: texts(iface),
+                iface_regex: texts(regex),
+                ..Wanted::default()
+            };
+            let mut host = host(wanted, None);
+            let found = host.named();
+            if let Some((index, chosen)) = found {
+                (host.iface, host.chosen) = (Some(index), chosen);
+            }
+            let ips = host.candidates().map_err(|error| error.to_string())?;
+            let site = host.site(Endpoint {
+                v4: ips.iter().copied().find_map(as_v4),
+                v6: None,
+            });
+            let site = site.map_err(|error| error.to_string())?;
+            Ok::<_, String>((site.iface.name, ips))
+        };
+        let of = |result: std::result::Result<(String, Vec<IpAddr>), String>| result.unwrap().0;
+        // The first of the list that is there, by name or address.
+        assert_eq!(of(named(&["eth9", "eth1", "eth0"], &[])), "eth1");
+        assert_eq!(of(named(&["192.0.2.1", "eth0"], &[])), "eth1");
+        assert_eq!(of(named(&["10.9.9.9", "eth0"], &[])), "eth0");
+        // Patterns only if the list has nothing; addresses before names.
+        assert_eq!(of(named(&["eth0"], &["^eth1$"])), "eth0");
+        assert_eq!(of(named(&["eth9"], &["^eth1$"])), "eth1");
+        assert_eq!(of(named(&[], &["^nothing", r"^192\.0\."])), "eth1");
+        assert_eq!(of(named(&[], &["1"])), "eth0", "10.99.0.1 before eth1");
+        // By an IPv4 address, that address and the other family's.
+        let (_, ips) = named(&["10.99.0.1"], &[]).unwrap();
+        assert_eq!(ips.len(), 2, "{ips:?}");
+
+        let error = named(&["eth8", "eth9"], &[]).unwrap_err();
+        assert!(error.contains("`eth8, eth9` (node.iface)"), "{error}");
+        let error = named(&[], &["^x"]).unwrap_err();
+        assert!(error.contains("node.iface-regex"), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! What nftables does with forwarded packets: as much of nfnetlink as it takes to ask.
+//! What nftables does with forwarded packets: as much of nfnetlink as it takes to ask. (To change something:
+//! `nftables_batch`.)
 //!
 //! `iptables` of today (`iptables-nft`) keeps its tables in nf_tables too, so asking there finds both. The question is
 //! two dumps, the base chains and the rules:
@@ -29,14 +30,14 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER},
 };
 
-const NLMSG_HEADER: usize = 16;
+pub(super) const NLMSG_HEADER: usize = 16;
 pub(super) const NFGEN_HEADER: usize = 4;
 
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 /// NFNL_SUBSYS_NFTABLES in the high byte of the message type.
-const NFTABLES: u16 = 10 << 8;
+pub(super) const NFTABLES: u16 = 10 << 8;
 pub(super) const GET_CHAIN: u16 = NFTABLES | 4;
 pub(super) const NEW_CHAIN: u16 = NFTABLES | 3;
 pub(super) const GET_RULE: u16 = NFTABLES | 7;
@@ -52,16 +53,16 @@ pub(super) const RULE_EXPRESSIONS: u16 = 4;
 pub(super) const LIST_ELEMENT: u16 = 1;
 pub(super) const EXPR_NAME: u16 = 1;
 pub(super) const EXPR_DATA: u16 = 2;
-const CMP_DATA: u16 = 3;
+pub(super) const CMP_DATA: u16 = 3;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
 pub(super) const DATA_VERDICT: u16 = 2;
 pub(super) const VERDICT_CODE: u16 = 1;
 
 /// NF_INET_FORWARD (linux/netfilter.h).
 const HOOK_FORWARD: u32 = 2;
 pub(super) const NF_DROP: u32 = 0;
-const NF_ACCEPT: u32 = 1;
+pub(super) const NF_ACCEPT: u32 = 1;
 
 /// Which packets a table sees (NFPROTO_*, linux/netfilter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,23 +127,43 @@ pub(super) fn forward_drops() -> io::Result<(Vec<DroppingChain>, Vec<AcceptingRu
     Ok((chains, rules))
 }
 
-fn request(kind: u16) -> Vec<u8> {
-    let mut message = Vec::with_capacity(NLMSG_HEADER + NFGEN_HEADER);
-    message.extend_from_slice(&20u32.to_ne_bytes());
+/// One message: `family` is an NFPROTO_*, 0 for every family.
+pub(super) fn message(kind: u16, flags: u16, sequence: u32, family: u8, body: &[u8]) -> Vec<u8> {
+    let length = NLMSG_HEADER + NFGEN_HEADER + body.len();
+    let mut message = Vec::with_capacity(length);
+    // No message of ours comes near four gigabytes.
+    message.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    message.extend_from_slice(&1u32.to_ne_bytes()); // sequence number
+    message.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+    message.extend_from_slice(&sequence.to_ne_bytes());
     message.extend_from_slice(&0u32.to_ne_bytes()); // port id: the kernel fills it in
-    message.extend_from_slice(&[0, 0, 0, 0]); // NFPROTO_UNSPEC: every family
+    message.extend_from_slice(&[family, 0, 0, 0]);
+    message.extend_from_slice(body);
     message
+}
+
+/// A socket to nf_tables of the calling thread's namespace.
+pub(super) fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
 }
 
 /// The bodies (from nfgenmsg on) of all messages of one dump.
 pub(super) fn dump(question: u16, answer: u16) -> io::Result<Vec<Vec<u8>>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(question), 0)?;
+    dump_of(question, answer, 0, &[])
+}
+
+/// The same of one family, and of what the attributes select.
+pub(super) fn dump_of(
+    question: u16,
+    answer: u16,
+    family: u8,
+    selection: &[u8],
+) -> io::Result<Vec<Vec<u8>>> {
+    let socket = open()?;
+    socket.send(&message(question, NLM_F_DUMP, 1, family, selection), 0)?;
     let mut bodies = Vec::new();
     loop {
         // The kernel answers a dump while we receive it: this never waits for anyone else.
@@ -150,6 +171,23 @@ pub(super) fn dump(question: u16, answer: u16) -> io::Result<Vec<Vec<u8>>> {
         if collect(&datagram, answer, &mut bodies)? {
             return Ok(bodies);
         }
+    }
+}
+
+/// The body of the one object that the attributes name, if it is there.
+pub(super) fn get(
+    question: u16,
+    answer: u16,
+    family: u8,
+    selection: &[u8],
+) -> io::Result<Option<Vec<u8>>> {
+    let socket = open()?;
+    socket.send(&message(question, 0, 1, family, selection), 0)?;
+    let (datagram, _) = socket.recv_from_full()?;
+    let mut bodies = Vec::new();
+    match collect(&datagram, answer, &mut bodies) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
+        collected => collected.map(|_| bodies.pop()),
     }
 }
 
@@ -325,7 +363,7 @@ mod tests {
 
     #[test]
     fn the_request_is_a_dump_of_every_family() {
-        let bytes = request(GET_CHAIN);
+        let bytes = super::message(GET_CHAIN, NLM_F_DUMP, 1, 0, &[]);
         assert_eq!(bytes.len(), 20);
         assert_eq!(u16::from_ne_bytes([bytes[4], bytes[5]]), 0x0a04);
         assert_eq!(u16::from_ne_bytes([bytes[6], bytes[7]]), 0x301);

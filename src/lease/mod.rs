@@ -6,9 +6,11 @@
 //! - [`parse()`]: a JSON array of leases, and back
 //! - [`mod@file`]: the store that keeps them in a file, and watches it
 //! - [`sync`]: from leases to the tables that the datapath reads
+//! - [`subnet_env`]: the file that tells container runtimes of the node's own
 
 pub mod file;
 mod parse;
+pub mod subnet_env;
 pub mod sync;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -92,6 +92,7 @@ fn line() -> impl Strategy<Value = String> {
             let opt = &OPTIONS[at];
             let value = match opt.kind {
                 Kind::Text => text,
+                Kind::List => format!("[{text}, {text}]"),
                 Kind::Number | Kind::NumberOrText => if flag { wide } else { near }.to_string(),
                 Kind::Bool => flag.to_string(),
             };

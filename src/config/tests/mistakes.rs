@@ -1,6 +1,6 @@
 //! Each mistake is told with its place, its cause and its cure.
 
-use super::super::{Backend, UdpBackend};
+use super::super::{Backend, Store, UdpBackend};
 use super::{Case, NETWORK};
 
 #[test]
@@ -143,18 +143,40 @@ fn what_is_not_built_is_refused_with_what_to_use() {
     bad("[datapath]\nqueues = 0\n", &["not a number of queues"]);
     bad("[datapath]\nbusy-poll = 1000001\n", &["from 0 to 1000000"]);
     bad("[datapath]\ndf = 'inherit'\n", &["not in this version"]);
+}
+
+#[test]
+fn what_the_etcd_store_the_filter_and_metrics_refuse() {
+    let bad = |text: &str, parts: &[&str]| Case::new(&format!("{NETWORK}{text}")).bad(parts);
+    bad("[store]\ntype = 'zookeeper'\n", &["use file or etcd"]);
     bad(
-        "[store]\ntype = 'etcd'\n",
-        &["not in this version", "use \"file\""],
+        "[store]\ntype = 'etcd'\nendpoints = ['http://127.0.0.1:2379', 'ftp://x']\n",
+        &["overlayd.toml:5:13", "store.endpoints", "not an endpoint"],
     );
     bad(
-        "[control]\nmetrics = '127.0.0.1:9285'\n",
-        &["overlayd.toml:4:1: control.metrics: not in this version"],
+        "[store]\ntype = 'etcd'\nendpoints = [2379]\n",
+        &["expected an array of strings"],
     );
     bad(
-        "[store]\nendpoints = ['http://127.0.0.1:2379']\n",
-        &["store.endpoints: not in this version"],
+        "[store]\ntype = 'etcd'\nrenew-margin = 1440\n",
+        &["from 1 to 1439"],
     );
+    bad(
+        "[control]\nmetrics = '9285'\n",
+        &["write for example 127.0.0.1:9285"],
+    );
+    bad("[firewall]\nresync = 0\n", &["from 1 to 86400"]);
+    bad(
+        "[node]\niface-regex = ['eth[']\n",
+        &["not a regular expression"],
+    );
+    bad(
+        "[node]\niface-can-reach = 'there'\n",
+        &["not an IP address"],
+    );
+    // The network is read from etcd.
+    let config = Case::new("[store]\ntype = 'etcd'\n").good();
+    assert!(matches!(config.store, Store::Etcd(_)));
 }
 
 #[test]
