@@ -269,7 +269,19 @@ impl Bed {
 
     /// The same with another engine.
     pub fn start_with(&self, backend: Backend, engine: Engine) -> Vec<Daemon> {
-        let config = |node: &Node| node.config(backend).set("datapath.engine", engine.name());
+        self.start_set(backend, &[("datapath.engine", engine.name())])
+    }
+
+    /// The same with these settings.
+    pub fn start_set(&self, backend: Backend, settings: &[(&str, &str)]) -> Vec<Daemon> {
+        let config = |node: &Node| {
+            let config = node.config(backend);
+            let set = |config: Config, (name, value): &(&str, &str)| match value.parse::<i64>() {
+                Ok(number) => config.set(name, number),
+                Err(_) => config.set(name, *value),
+            };
+            settings.iter().fold(config, set)
+        };
         let start = |node: &Node| Daemon::start(node, &config(node));
         self.nodes.iter().map(start).collect()
     }

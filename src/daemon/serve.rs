@@ -237,24 +237,20 @@ impl<E: Encapsulation> Daemon<E> {
         self.heed_addresses(&actual).await;
         let leases = std::mem::take(&mut self.leases);
         let placed = self.place(&actual, &leases).await;
-        match placed {
-            Err(fault) => self.misplaced(Some(fault)),
-            Ok((own, site)) => {
-                self.misplaced(None);
-                if own != self.own || !is_like(&site, &self.site) {
-                    if let Err(fault) = self.accept(&leases, own, site).await {
-                        self.misplaced(Some(fault));
-                    }
-                }
+        let fault = match placed {
+            Err(fault) => Some(fault),
+            Ok((own, site)) if own != self.own || !is_like(&site, &self.site) => {
+                self.accept(&leases, own, site).await.err()
             }
-        }
+            Ok(_) => None,
+        };
         self.leases = leases;
         let is_there = self.reconcile(actual).await;
         if self.config.backend.encapsulates() && !is_there {
             self.reopen().await;
         }
         self.wire().await;
-        self.tell_place();
+        self.tell_place(fault);
     }
 
     /// Notes the addresses by which our lease can be recognised. A store that takes leases itself would be told here:
@@ -277,36 +273,22 @@ impl<E: Encapsulation> Daemon<E> {
         host.map_err(|error| error.to_string())
     }
 
-    fn misplaced(&self, fault: Option<String>) {
-        let mut view = self.node.view();
-        if let Some(fault) = &fault {
-            if view.faults.place.as_ref() != Some(fault) {
-                tracing::error!("{fault}; what was stays in force");
-            }
-        }
-        view.faults.place = fault;
-    }
-
     /// Makes tables of `leases`, at the place where we are now, or as long as that is unclear, where we were.
     async fn take_up(&mut self, leases: &[Lease]) -> Result<(), String> {
         let actual = self.node.netlink.actual().await;
         let actual = actual.map_err(|error| error.to_string())?;
-        let (own, site) = match self.place(&actual, leases).await {
-            Ok(placed) => {
-                self.misplaced(None);
-                placed
-            }
+        let ((own, site), fault) = match self.place(&actual, leases).await {
+            Ok(placed) => (placed, None),
             Err(fault) => {
                 let ours: Vec<IpAddr> = self.site.public.ips().collect();
                 let own = sync::find_own(leases, &ours).map_err(|_| fault.clone())?;
-                self.misplaced(Some(fault));
-                (own.clone(), self.site.clone())
+                ((own.clone(), self.site.clone()), Some(fault))
             }
         };
         self.accept(leases, own, site).await?;
         self.reconcile(actual).await;
         self.wire().await;
-        self.tell_place();
+        self.tell_place(fault);
         Ok(())
     }
 
@@ -378,10 +360,16 @@ impl<E: Encapsulation> Daemon<E> {
         (view.peers, view.objections) = (peers, objections);
     }
 
-    /// Says where we stand, once all of us stands there.
-    fn tell_place(&self) {
+    /// Says where we stand, once all of us stands there, and what keeps us from standing where we should.
+    fn tell_place(&self, fault: Option<String>) {
         let mut view = self.node.view();
+        if let Some(fault) = &fault {
+            if view.faults.place.as_ref() != Some(fault) {
+                tracing::error!("{fault}; what was stays in force");
+            }
+        }
         (view.own, view.site) = (self.own.clone(), self.site.clone());
+        view.faults.place = fault;
     }
 
     /// What the kernel shall have, and the peers that it can have no route to.

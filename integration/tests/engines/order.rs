@@ -147,9 +147,13 @@ fn stay_on_one_processor() {
 }
 
 fn keeps_order(engine: Engine, backend: Backend) {
+    keeps_order_with(backend, &[("datapath.engine", engine.name())]);
+}
+
+fn keeps_order_with(backend: Backend, settings: &[(&str, &str)]) {
     stay_on_one_processor();
     let bed = crate::bed(2, backend, Underlay::V4);
-    let daemons = bed.start_with(backend, engine);
+    let daemons = bed.start_set(backend, settings);
     for family in [V4, V6] {
         probe::ping(bed.node(1).pod(), bed.node(2).pod_ip(family));
         datagrams(&bed, family);
@@ -174,4 +178,39 @@ fn batched_udp_keeps_order() {
 #[test]
 fn batched_vxlan_keeps_order() {
     keeps_order(Engine::Batched, Backend::Vxlan);
+}
+
+#[test]
+fn several_udp_queues_keep_order() {
+    keeps_order_with(Backend::Udp, &[("datapath.queues", "3")]);
+}
+
+#[test]
+fn several_vxlan_queues_keep_order() {
+    keeps_order_with(Backend::Vxlan, &[("datapath.queues", "3")]);
+}
+
+/// What one queue counts is told together with what the others do, and busy polling ends when it is told to.
+#[test]
+fn several_queues_that_poll_busily_are_told_of_and_stop() {
+    let bed = crate::bed(2, Backend::Vxlan, Underlay::V4);
+    let settings = [("datapath.queues", "4"), ("datapath.busy-poll", "50")];
+    let daemons = bed.start_set(Backend::Vxlan, &settings);
+    probe::ping(bed.node(1).pod(), bed.node(2).pod_ip(V4));
+    stream(&bed, V4);
+    for daemon in &daemons {
+        let status = daemon.status();
+        let features = status["features"].as_array().unwrap();
+        let queues = features.iter().find(|f| f["name"] == "tun-queues");
+        assert!(queues.unwrap()["note"].as_str().unwrap().starts_with('4'));
+        assert!(crate::count(&status, "inbound", "forwarded") > 0);
+        let threads = std::fs::read_dir(format!("/proc/{}/task", status["pid"])).unwrap();
+        let names = threads.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
+        let forwarding = names.filter(|name| name.as_ref().unwrap().trim() == "forward");
+        assert_eq!(forwarding.count(), 4);
+    }
+    daemons
+        .iter()
+        .for_each(|daemon| daemon.assert_balanced(&[]));
+    daemons.into_iter().for_each(Daemon::stop);
 }
