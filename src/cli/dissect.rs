@@ -17,11 +17,11 @@ use crate::teach::dissect::{Dissection, Ports, Tunnel, guess_link};
 use crate::teach::show::{Palette, Shown, drawing, json, text};
 
 /// The most threads that show frames of one file.
-const MOST_THREADS: usize = 8;
+const MOST_THREADS: usize = 4;
 /// Bytes of frames that one of them shows at a time. What it makes of them is some twenty times as long.
 const BATCH: usize = 1 << 15;
 /// How many batches may be on their way.
-const AHEAD: usize = 2 * MOST_THREADS;
+const AHEAD: usize = MOST_THREADS;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
