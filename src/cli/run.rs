@@ -26,7 +26,7 @@ pub(super) fn main(args: Args) -> Exit {
     let config = match load() {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("overlayd: {error}");
+            tell!("overlayd: {error}");
             return Exit::Config;
         }
     };
