@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -44,6 +45,17 @@ fn cli_at(socket: &Path, arguments: &[&str]) -> Said {
 
 fn cli(daemon: &Daemon, arguments: &[&str]) -> Said {
     cli_at(daemon.socket(), arguments)
+}
+
+/// A pipe into `head` closes early; what the command has to tidy up must not suffer from it.
+#[test]
+fn nobody_need_listen_to_stderr() {
+    let (near, far) = UnixStream::pair().unwrap();
+    drop(far);
+    let mut command = Command::new(overlayd_bin());
+    command.args(["status", "--socket", "/nonexistent"]);
+    let status = command.stderr(OwnedFd::from(near)).status().unwrap();
+    assert_eq!(status.code(), Some(3));
 }
 
 #[test]

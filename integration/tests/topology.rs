@@ -306,11 +306,17 @@ fn a_lab_that_was_kept_is_found_again() {
     assert!(lab.place("node1/pod1").is_ok());
     drop(lab);
     of_pod().into_iter().for_each(end);
-    let error = format!("{:#}", Lab::load(&name, exe()).unwrap_err());
-    assert!(
-        error.contains("all processes of node1/pod1 are gone"),
-        "{error}"
-    );
+    // It is dead; the others are there.
+    let mut lab = Lab::load(&name, exe()).unwrap();
+    let error = lab.place("node1/pod1").unwrap_err().to_string();
+    assert!(error.contains("node1/pod1 is dead"), "{error}");
+    let dead: Vec<_> = lab.nodes()[0].dead_pods().map(|pod| pod.number).collect();
+    assert_eq!((dead, lab.nodes()[0].pods().len()), (vec![1], 1));
+    assert!(lab.place("node1/pod2").is_ok());
+    assert_eq!(lab.revive().unwrap(), ["node1/pod1"]);
+    assert!(lab.place("node1/pod1").is_ok() && topology::status(&name).unwrap().is_whole());
+    drop(lab);
+    of_pod().into_iter().for_each(end);
     assert!(Lab::down(&name).unwrap());
     assert_no_trace(&name);
     let error = Lab::load(&name, exe()).unwrap_err().to_string();

@@ -137,7 +137,7 @@ pub(super) fn main(args: BenchArgs) -> Exit {
     match run(args) {
         Ok(exit) => exit,
         Err(error) if error.is::<Interrupted>() => {
-            eprintln!("overlayd: interrupted; nothing is left");
+            tell!("overlayd: interrupted; nothing is left");
             Exit::Interrupted
         }
         Err(error) => {
@@ -185,12 +185,10 @@ fn serve(listen: &str, key: Option<String>, with: Vec<(String, PathBuf)>) -> Res
         Some(key) => key,
         None => random_key()?,
     };
-    eprintln!(
-        "overlayd bench serve: on the other host: overlayd bench --peer THIS-HOST --key {key}"
-    );
+    tell!("overlayd bench serve: on the other host: overlayd bench --peer THIS-HOST --key {key}");
     let scripts = with.into_iter().collect();
     bench::serve(listen, &key, &exe, &scripts, &cancel, &|what| {
-        eprintln!("overlayd bench serve: {what}");
+        tell!("overlayd bench serve: {what}");
     })?;
     Err(Interrupted.into())
 }
@@ -349,15 +347,17 @@ fn told(progress: &Progress<'_>, terminal: bool) {
                 eprint!("\r\x1b[K{text}");
                 let _ = std::io::stderr().flush();
             } else {
-                eprintln!("{text}");
+                tell!("{text}");
             }
         }
         Progress::Sample(sample) => {
             if let Some(error) = &sample.error {
                 let clear = if terminal { "\r\x1b[K" } else { "" };
-                eprintln!(
+                tell!(
                     "{clear}{} {} {}: {error}",
-                    sample.setting, sample.row, sample.test
+                    sample.setting,
+                    sample.row,
+                    sample.test
                 );
             }
         }

@@ -64,7 +64,7 @@ fn check(path: Option<&Path>, json: bool, overrides: &Overrides) -> Exit {
             if json {
                 say(format_args!("{:#}", error.to_json()));
             } else {
-                eprintln!("{error}");
+                tell!("{error}");
             }
             Exit::Config
         }

@@ -17,11 +17,11 @@ use crate::teach::dissect::{Dissection, Ports, Tunnel, guess_link};
 use crate::teach::show::{Palette, Shown, drawing, json, text};
 
 /// The most threads that show frames of one file.
-const MOST_THREADS: usize = 8;
+const MOST_THREADS: usize = 4;
 /// Bytes of frames that one of them shows at a time. What it makes of them is some twenty times as long.
 const BATCH: usize = 1 << 15;
 /// How many batches may be on their way.
-const AHEAD: usize = 2 * MOST_THREADS;
+const AHEAD: usize = MOST_THREADS;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -284,7 +284,7 @@ impl<W: Write> Task<'_, W> {
     fn file(&mut self, path: &Path) -> Result<(), Failure> {
         if path == Path::new("-") {
             if io::stdin().is_terminal() {
-                eprintln!("overlayd: reading hex text from the terminal; end it with Ctrl-D");
+                tell!("overlayd: reading hex text from the terminal; end it with Ctrl-D");
             }
             return self.input("stdin", io::stdin().lock(), 1);
         }
@@ -367,7 +367,7 @@ fn frames<W: Write>(
             Err(error) if read == 0 => return Err(unread(error)),
             Err(error) => {
                 line.flush(&mut batch)?;
-                eprintln!("overlayd: {name}: {error}");
+                tell!("overlayd: {name}: {error}");
                 break;
             }
         };
@@ -402,14 +402,14 @@ fn frames<W: Write>(
         if !complaints.is_empty() {
             line.flush(&mut batch)?;
             for complaint in complaints {
-                eprintln!("overlayd: {name}: {complaint}");
+                tell!("overlayd: {name}: {complaint}");
             }
         }
     }
     line.show(&mut batch)?;
     line.write_down_to(0)?;
     if read == 0 {
-        eprintln!("overlayd: {name}: no frame in it");
+        tell!("overlayd: {name}: no frame in it");
     } else if read < first {
         let what = anyhow::anyhow!("{name}: there is no frame {first}: the last one is {read}");
         return Err(Failure::Input(what));

@@ -245,7 +245,7 @@ impl LabCommand {
 
 pub(super) fn main(args: LabArgs) -> Exit {
     if !args.command.only_talks() && !Uid::effective().is_root() {
-        eprintln!("overlayd: a lab needs root, to make and enter network namespaces: use sudo");
+        tell!("overlayd: a lab needs root, to make and enter network namespaces: use sudo");
         return Exit::Error;
     }
     run(&args.name.name, args.command).unwrap_or_else(|error| {
@@ -301,13 +301,13 @@ fn unless_interrupted(done: Result<Exit>, spec: &Spec) -> Result<Exit> {
         Err(error) if error.is::<Interrupted>() => {
             let left = crate::lab::demo::leftovers(spec)?;
             if left.is_empty() {
-                eprintln!(
+                tell!(
                     "overlayd: interrupted; nothing is left of lab {:?}",
                     spec.name
                 );
             } else {
                 let option = name_option(&spec.name);
-                eprintln!(
+                tell!(
                     "overlayd: interrupted; still there: {} (`overlayd lab down{option}` removes it)",
                     left.join(", ")
                 );

@@ -2,6 +2,13 @@
 //!
 //! stdout is for results, stderr for talk. Exit codes are a contract: see [`Exit`].
 
+/// Says a line on stderr. Whoever stops listening does not end the command by it.
+macro_rules! tell {
+    ($($words:tt)*) => {
+        $crate::cli::talk(format_args!($($words)*))
+    };
+}
+
 mod bench;
 mod config;
 mod dissect;
@@ -22,6 +29,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::lab::traffic::Cancel;
+
+/// A line on stderr, if anybody listens.
+fn talk(words: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{words}");
+}
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +133,7 @@ fn say(result: impl Display) {
 
 /// Says on stderr what went wrong, causes included.
 fn complain(error: &anyhow::Error) {
-    eprintln!("overlayd: {error:#}");
+    tell!("overlayd: {error:#}");
 }
 
 /// The variable that names the lab where no `--name` does.

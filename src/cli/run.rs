@@ -28,7 +28,7 @@ pub(super) fn run(load: impl Fn() -> Result<Config, ConfigError> + 'static) -> E
     let config = match load() {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("overlayd: {error}");
+            tell!("overlayd: {error}");
             return Exit::Config;
         }
     };

@@ -17,7 +17,7 @@ pub(super) fn main(args: &Args) -> Exit {
     let answer = match client::status(&args.socket.socket) {
         Ok(answer) => answer,
         Err(error) => {
-            eprintln!("overlayd: {error}");
+            tell!("overlayd: {error}");
             return match error {
                 AskError::Unreachable(_) => Exit::Unreachable,
                 AskError::Permission(_) | AskError::Broken { .. } => Exit::Error,
@@ -31,7 +31,7 @@ pub(super) fn main(args: &Args) -> Exit {
         match serde_json::from_value::<Status>(answer) {
             Ok(status) => say(status.to_text().trim_end()),
             Err(error) => {
-                eprintln!(
+                tell!(
                     "overlayd: the daemon's status has a form that this version does not know ({error}): ask with --json"
                 );
                 return Exit::Error;

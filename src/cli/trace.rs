@@ -81,11 +81,11 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 
 pub(super) fn main(args: &Args) -> Exit {
     if let Some(problem) = mixed(args) {
-        eprintln!("overlayd: {problem}");
+        tell!("overlayd: {problem}");
         return Exit::Usage;
     }
     if !Uid::effective().is_root() {
-        eprintln!(
+        tell!(
             "overlayd: a trace needs root, to capture packets and enter network namespaces: use sudo"
         );
         return Exit::Error;
@@ -135,7 +135,7 @@ fn run(args: &Args) -> Result<Exit> {
         None => World::of_host(&args.socket.socket, &names)?,
     };
     if args.timeout > 2.0 {
-        eprintln!("waiting for the answer, at most {} s ...", args.timeout);
+        tell!("waiting for the answer, at most {} s ...", args.timeout);
     }
     let trace = trace::run(&world, &probe, &Cancel::default())?;
     if let Some(path) = &args.svg {
@@ -190,7 +190,7 @@ fn find_lab(args: &Args) -> Result<Option<Lab>> {
 
 fn exit(trace: &Trace) -> Exit {
     for node in &trace.unreachable {
-        eprintln!(
+        tell!(
             "overlayd: the overlayd of {node} does not answer: start it (`overlayd run`), and look into its log"
         );
     }

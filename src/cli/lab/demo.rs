@@ -16,7 +16,7 @@ pub(super) fn main(spec: Spec, json: bool) -> Result<Exit> {
     }
     let mut tell = |tale: Tale<'_>| match tale {
         _ if json => {}
-        Tale::Progress { at, what } => eprintln!(
+        Tale::Progress { at, what } => tell!(
             "{}",
             err.dim(&format!("{:6.2} s  {what}", at.as_secs_f64()))
         ),

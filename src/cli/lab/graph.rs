@@ -19,7 +19,7 @@ pub(super) fn main(name: &str, svg: &Path) -> Result<Exit> {
     } else {
         std::fs::write(svg, picture.to_string())
             .with_context(|| format!("cannot write {}", svg.display()))?;
-        eprintln!("overlayd: drew lab {name:?} into {}", svg.display());
+        tell!("overlayd: drew lab {name:?} into {}", svg.display());
     }
     Ok(Exit::Ok)
 }

@@ -70,7 +70,7 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
                     scenario.story().title
                 ));
             }
-            eprintln!("\noverlayd lab up --scenario NAME   builds one");
+            tell!("\noverlayd lab up --scenario NAME   builds one");
         }
         Command::Show { which } => {
             let scenario = which.get(lab)?;
@@ -85,7 +85,7 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
                 ));
             }
             let option = name_option(lab);
-            eprintln!(
+            tell!(
                 "\nThen look, mend it, and ask `overlayd lab grade{option}`. `overlayd lab scenario hint 1{option}` is the \
                  first of {} hints;\nthe explanation is in {}.",
                 story.hints.len(),
@@ -123,7 +123,7 @@ pub(super) fn grade(name: &str, json: bool) -> Result<Exit> {
     };
     let done = scenario::grade(&lab, &cancel, &mut tell);
     if cancel.is_set() {
-        eprintln!("overlayd: interrupted");
+        tell!("overlayd: interrupted");
         return Ok(Exit::Interrupted);
     }
     let grade = done?;
@@ -137,7 +137,7 @@ pub(super) fn grade(name: &str, json: bool) -> Result<Exit> {
         ));
     } else {
         say(format!("\n{} not solved yet", paint.verdict(false)));
-        eprintln!(
+        tell!(
             "`overlayd lab scenario hint 1{}` helps on",
             name_option(name)
         );

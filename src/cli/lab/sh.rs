@@ -31,7 +31,7 @@ pub(super) fn main(name: &str, place: &str, command: &[String]) -> Result<Exit> 
     let (program, arguments) = match command.split_first() {
         Some((program, arguments)) => (program.clone(), arguments),
         None => {
-            eprintln!("overlayd: a shell in {place} of lab {name:?}; `exit` leaves it");
+            tell!("overlayd: a shell in {place} of lab {name:?}; `exit` leaves it");
             (shell, &[][..])
         }
     };
@@ -58,7 +58,7 @@ pub(super) fn main(name: &str, place: &str, command: &[String]) -> Result<Exit> 
                 let status = wait(child, &cancel)?;
                 if !status.success() {
                     let option = name_option(name);
-                    eprintln!(
+                    tell!(
                         "overlayd: lab {name:?} is built to stage {stage}: what is missing may come with `overlayd lab next{option}`"
                     );
                 }

@@ -62,9 +62,9 @@ pub(super) fn main(name: &str, json: bool) -> Result<Exit> {
     }
     let option = name_option(name);
     if status.complete && !status.is_whole() {
-        eprintln!("\n`overlayd lab revive{option}` starts again what has died");
+        tell!("\n`overlayd lab revive{option}` starts again what has died");
     } else if status.spec.stage < Stage::Overlay {
-        eprintln!("\n`overlayd lab next{option}` builds the next stage");
+        tell!("\n`overlayd lab next{option}` builds the next stage");
     }
     Ok(exit)
 }

@@ -19,7 +19,7 @@ pub(super) fn up(spec: Spec, explain: bool) -> Result<Exit> {
         );
     }
     Lab::check(&spec)?;
-    eprintln!("building lab {:?}: {} ...", spec.name, shape_of(&spec));
+    tell!("building lab {:?}: {} ...", spec.name, shape_of(&spec));
     if explain {
         say(explained(
             &spec,
@@ -35,11 +35,11 @@ pub(super) fn up(spec: Spec, explain: bool) -> Result<Exit> {
         say(demo::draw(lab.spec()));
     }
     if explain {
-        eprintln!(
+        tell!(
             "(Done already. To type them yourself, beside this lab: `overlayd lab up --explain --dry-run --name other`.)"
         );
     }
-    eprintln!(
+    tell!(
         "up after {:.2} s. Now for example:",
         start.elapsed().as_secs_f64()
     );
@@ -74,7 +74,7 @@ fn hints(spec: &Spec) {
     let width = hints.iter().map(|(command, _)| command.len()).max();
     let width = width.unwrap_or_default() + 2;
     for (command, what) in hints {
-        eprintln!("  overlayd lab {command:width$}{what}");
+        tell!("  overlayd lab {command:width$}{what}");
     }
 }
 
@@ -84,14 +84,14 @@ pub(super) fn explain_only(spec: &Spec) -> Result<Exit> {
     let stages = Stage::ALL.into_iter().filter(|stage| *stage <= spec.stage);
     say(explained(spec, stages).trim_end());
     if topology::exists(&spec.name) {
-        eprintln!(
+        tell!(
             "There is a lab {:?}: these commands would collide with its namespaces. With `--name other` they are for names \
              of their own.\n",
             spec.name
         );
     }
     let removal = topology::removal(spec, spec.stage);
-    eprintln!(
+    tell!(
         "Nothing was built. What you build with these commands goes away with:\n\n{}",
         removal.trim_end()
     );
@@ -137,7 +137,7 @@ pub(super) fn next(name: &str, explain: bool) -> Result<Exit> {
     let stage = match lab.advance(&|| cancel.is_set()) {
         Err(error) if error.is::<Interrupted>() => {
             let down = name_option(name);
-            eprintln!(
+            tell!(
                 "overlayd: interrupted; lab {name:?} is not whole now: `overlayd lab down{down}` removes it"
             );
             return Ok(Exit::Interrupted);
@@ -147,7 +147,7 @@ pub(super) fn next(name: &str, explain: bool) -> Result<Exit> {
     if explain {
         say(explained(lab.spec(), std::iter::once(stage)).trim_end());
     }
-    eprintln!("lab {name:?} is built to stage {stage}. Now for example:");
+    tell!("lab {name:?} is built to stage {stage}. Now for example:");
     hints(lab.spec());
     Ok(Exit::Ok)
 }
@@ -177,7 +177,7 @@ pub(super) fn restart(name: &str, nodes: &[String]) -> Result<Exit> {
     for number in chosen {
         lab.stop_daemon(number)?;
         lab.start_daemon(number)?;
-        eprintln!("overlayd on node{number} answers again");
+        tell!("overlayd on node{number} answers again");
     }
     Ok(Exit::Ok)
 }
@@ -186,10 +186,10 @@ pub(super) fn restart(name: &str, nodes: &[String]) -> Result<Exit> {
 pub(super) fn revive(name: &str) -> Result<Exit> {
     let revived = Lab::load(name, &exe()?)?.revive()?;
     if revived.is_empty() {
-        eprintln!("in lab {name:?} nothing is dead");
+        tell!("in lab {name:?} nothing is dead");
     }
     for place in revived {
-        eprintln!("{place} lives again");
+        tell!("{place} lives again");
     }
     Ok(Exit::Ok)
 }
@@ -200,17 +200,19 @@ pub(super) fn down(name: &str) -> Result<Exit> {
     let guests = topology::guests(name).unwrap_or_default();
     if Lab::down(name)? {
         for guest in guests.iter().filter(|guest| guest.still_runs()) {
-            eprintln!(
+            tell!(
                 "pid {} ({}) still runs in {}: it keeps that namespace alive until it ends",
-                guest.pid, guest.command, guest.place
+                guest.pid,
+                guest.command,
+                guest.place
             );
         }
-        eprintln!(
+        tell!(
             "lab {name:?} is gone, after {:.2} s",
             start.elapsed().as_secs_f64()
         );
     } else {
-        eprintln!("there is no lab {name:?}: nothing to do");
+        tell!("there is no lab {name:?}: nothing to do");
     }
     Ok(Exit::Ok)
 }

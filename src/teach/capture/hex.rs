@@ -16,8 +16,10 @@ use std::io::{BufRead, Read as _};
 
 use super::{Error, MAX_FRAME, Record};
 
-/// Longer lines are taken in parts. Even, so that no byte is cut in two.
-const MAX_LINE: u64 = 1 << 16;
+/// Longer lines are taken in parts: the longest frame is shorter, however it is written (`0x45, `).
+const MAX_LINE: u64 = 6 * MAX_FRAME as u64;
+/// Lines left out that are told of one by one, in one input.
+const MOST_LEFT_OUT: u64 = 20;
 /// Bytes of text that a message quotes.
 const QUOTE: usize = 40;
 
@@ -56,6 +58,8 @@ pub(super) struct Reader<R> {
     /// A line that was read and belongs to the next frame.
     pending: Option<Line>,
     any: bool,
+    /// Lines left out.
+    left_out: u64,
     pub(super) bytes: Vec<u8>,
     pub(super) complaints: Vec<String>,
 }
@@ -70,6 +74,7 @@ impl<R: BufRead> Reader<R> {
             puzzle: None,
             pending: None,
             any: false,
+            left_out: 0,
             bytes: Vec::new(),
             complaints: Vec::new(),
         }
@@ -206,7 +211,14 @@ impl<R: BufRead> Reader<R> {
                     self.puzzle.get_or_insert((self.line, quote));
                 }
                 Some(Style::Plain) => {
-                    self.complain(&format!("no hex digits in pairs: {quote:?}: left out"))
+                    self.left_out += 1;
+                    if self.left_out <= MOST_LEFT_OUT {
+                        self.complain(&format!("no hex digits in pairs: {quote:?}: left out"));
+                    } else if self.left_out == MOST_LEFT_OUT + 1 {
+                        self.complain(
+                            "and more without hex digits in pairs: left out, not told of",
+                        );
+                    }
                 }
                 Some(Style::Colon | Style::Bare(_)) => {}
             }

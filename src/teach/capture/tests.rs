@@ -310,6 +310,18 @@ fn hex_that_does_not_fit_is_complained_about() {
         complaints("45 00\n0g\n"),
         ["line 2: no hex digits in pairs: \"0g\": left out"]
     );
+    let garbage = complaints(&format!("45 00\n{}", "0g\n".repeat(1000)));
+    assert_eq!(garbage.len(), 21);
+    assert!(garbage[20].contains("and more"), "{}", garbage[20]);
+}
+
+#[test]
+fn the_longest_frame_may_stand_in_one_line() {
+    let line = "0x45, ".repeat(200_000);
+    let (frames, complaints, _) = read(line.as_bytes());
+    assert_eq!(frames.len(), 1);
+    assert_eq!(frames[0].2.len(), 200_000);
+    assert!(complaints.is_empty(), "{complaints:?}");
 }
 
 /// Something that begins like each of the formats.

@@ -57,7 +57,9 @@ impl Walk<'_> {
             _ => pen.bytes(("rest of header", "Rest of Header"), 4),
         }
         let (stop, cut) = (pen.at(), pen.is_cut());
-        if name.is_empty() {
+        if at >= end.min(self.frame.len()) {
+            self.say(format_args!("ICMP of which nothing is there"));
+        } else if name.is_empty() {
             self.say(format_args!("ICMP type {kind}"));
         } else {
             self.say(format_args!("ICMP {name}"));
@@ -113,7 +115,9 @@ impl Walk<'_> {
             _ => pen.bytes(("rest of header", "Rest of Header"), 4),
         }
         let (stop, cut) = (pen.at(), pen.is_cut());
-        if name.is_empty() {
+        if at >= end.min(self.frame.len()) {
+            self.say(format_args!("ICMPv6 of which nothing is there"));
+        } else if name.is_empty() {
             self.say(format_args!("ICMPv6 type {kind}"));
         } else {
             self.say(format_args!("ICMPv6 {name}"));

@@ -290,6 +290,22 @@ fn fragments_are_said_to_be_such() {
 }
 
 #[test]
+fn a_message_that_is_not_there_is_not_made_up() {
+    // An IPv4 header alone: protocol 1, and nothing behind it.
+    let header = [
+        0x45, 0, 0, 0x14, 0, 0, 0x40, 0, 0x40, 1, 0xd7, 0xa4, 0x7f, 0, 0, 1, 0x7f, 0, 0, 1,
+    ];
+    let dissection = read(&header, Link::Raw);
+    assert!(
+        dissection
+            .summary
+            .ends_with("ICMP of which nothing is there"),
+        "{}",
+        dissection.summary
+    );
+}
+
+#[test]
 fn an_icmp_error_quotes_what_caused_it() {
     let quoted = &udp(8472, &[8, 0, 0, 0, 0, 0, 1, 0, 1, 2, 3])[14..];
     let mut packet = Vec::new();

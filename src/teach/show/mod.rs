@@ -140,10 +140,9 @@ fn append_value(field: &Field, text: &mut String) {
 
 /// `84 (IPv4 packet) + 64 overhead (Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 + Ethernet 14) = 148 bytes on the wire`
 fn sum_line(dissection: &Dissection, sum: &Sum) -> String {
-    let mut line = format!(
-        "{} ({} packet)",
-        sum.original, dissection.layers[sum.layer].name
-    );
+    let mut line = String::with_capacity(text::LINE);
+    let original = dissection.layers[sum.layer].name;
+    let _ = write!(line, "{} ({original} packet)", sum.original);
     let _ = write!(line, " + {} overhead", sum.overhead);
     let mut separator = " (";
     for layer in &dissection.layers[..sum.layer] {
@@ -162,7 +161,7 @@ fn sum_line(dissection: &Dissection, sum: &Sum) -> String {
 
 /// The line that stands for the whole frame.
 fn headline(shown: &Shown<'_>) -> String {
-    let mut line = String::new();
+    let mut line = String::with_capacity(text::LINE);
     if let Some(file) = shown.file {
         let _ = write!(line, "{file}: ");
     }

@@ -14,6 +14,9 @@ const PAYLOAD_ROW: usize = 16;
 /// Rows of a payload that are shown.
 const PAYLOAD_ROWS: usize = 4;
 
+/// About how long a line is: a buffer that grows to it step by step costs more than what is put in it.
+pub(super) const LINE: usize = 192;
+
 /// Writes the line that sums the frame up, with a mark where something is wrong.
 ///
 /// # Errors
@@ -36,7 +39,7 @@ pub(super) fn frame<W: Write>(
 ) -> io::Result<()> {
     writeln!(out, "{}", palette.paint(palette.frame(), headline(shown)))?;
     let dissection = shown.dissection;
-    let mut line = String::new();
+    let mut line = String::with_capacity(LINE);
     for part in &dissection.layers {
         let indent = indent(part);
         let quoted = if part.quoted { ", quoted" } else { "" };
@@ -82,7 +85,7 @@ pub(super) fn frame<W: Write>(
 /// # Errors
 /// Those of `out`.
 pub fn rows(shown: &Shown<'_>, palette: Palette, out: &mut impl Write) -> io::Result<()> {
-    let mut line = String::new();
+    let mut line = String::with_capacity(LINE);
     frame(shown, palette, out, |layer, out| {
         for field in shown.dissection.fields_of(layer) {
             row(shown.frame.bytes, layer, field, palette, &mut line);
@@ -212,7 +215,7 @@ fn partial(frame: &[u8], field: &Field, text: &mut String) {
 
 fn payload(bytes: &[u8], layer: &Layer, palette: Palette, out: &mut impl Write) -> io::Result<()> {
     let indent = indent(layer);
-    let mut text = String::new();
+    let mut text = String::with_capacity(LINE);
     for (row, at) in bytes
         .chunks(PAYLOAD_ROW)
         .zip((layer.bytes.start..).step_by(PAYLOAD_ROW))
