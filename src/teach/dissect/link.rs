@@ -169,7 +169,7 @@ impl Walk<'_> {
     /// |  sender hardware, sender protocol, target hardware, target protocol address
     /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
     /// ```
-    fn arp(&mut self, at: usize, end: usize) {
+    pub(super) fn arp(&mut self, at: usize, end: usize) {
         let mut pen = self.header("ARP", "RFC 826", at, end);
         let index = pen.index();
         let hardware = pen.short(("hardware type", "Hardware Type"));

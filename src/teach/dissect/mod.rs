@@ -228,7 +228,10 @@ impl Dissection {
     }
 }
 
-/// The link type of bytes that come without one: raw IP if they look like nothing but a packet, otherwise Ethernet.
+/// How ARP for IPv4 over Ethernet begins (RFC 826): what `tcpdump -x` prints of it, without the Ethernet header.
+const BARE_ARP: [u8; 6] = [0, 1, 8, 0, 6, 4];
+
+/// The link type of bytes that come without one: raw if they look like nothing but a packet, otherwise Ethernet.
 #[must_use]
 pub fn guess_link(bytes: &[u8]) -> Link {
     let is_v4 =
@@ -245,7 +248,7 @@ pub fn guess_link(bytes: &[u8]) -> Link {
         _ => false,
     };
     match nibble {
-        _ if is_v4 => Link::Raw,
+        _ if is_v4 || bytes.starts_with(&BARE_ARP) => Link::Raw,
         _ if is_ethernet => Link::Ethernet,
         Some(4 | 6) => Link::Raw,
         _ => Link::Ethernet,

@@ -442,6 +442,11 @@ fn bytes_without_a_link_type_are_guessed() {
     frame[0] = 0x45;
     assert_eq!(guess_link(&frame), Link::Ethernet);
     assert_eq!(guess_link(&[]), Link::Ethernet);
+    // What `tcpdump -x` prints of an ARP frame begins behind the Ethernet header.
+    let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend([2; 20]);
+    assert_eq!(guess_link(&arp), Link::Raw);
+    assert_eq!(names(&read(&arp, Link::Raw)), ["ARP"]);
 }
 
 /// Every recorded frame, every frame that was ever found to be hard, and every one of these cut at every length.

@@ -48,6 +48,7 @@ impl<'f> Walk<'f> {
         let end = self.frame.len();
         match link {
             Link::Ethernet => self.ethernet(0, end),
+            Link::Raw if self.frame.starts_with(&super::BARE_ARP) => self.arp(0, end),
             Link::Raw => self.ip(0, end),
             Link::Cooked => self.cooked(0, end),
             Link::Cooked2 => self.cooked2(0, end),
