@@ -93,16 +93,15 @@ impl Canvas {
         if named.is_empty() {
             return;
         }
-        let y = self.height + 12.0;
-        let mut x = GAP;
+        let mut at = (GAP, self.height + 12.0);
         for (way, lane) in &named {
             let (colour, dashes) = LOOKS[*lane];
+            let (x, y) = self.entry(&mut at, 62.0, &way.name);
             let line = [(x, y - 4.0), (x + 54.0, y - 4.0)];
             let style =
                 format!(r#"stroke="{colour}" stroke-width="4" stroke-dasharray="{dashes}""#);
             self.path(&line, &style);
             self.arrows(&line, colour);
-            x = self.explain(x + 62.0, y, &way.name);
         }
         let marks = || picture.ways.iter().flat_map(|way| &way.marks);
         for (look, words) in [
@@ -111,17 +110,29 @@ impl Canvas {
             (Look::Lost, "lost there"),
         ] {
             if marks().any(|mark| mark.look == look) {
+                let (x, y) = self.entry(&mut at, 34.0, words);
                 self.mark((x + 12.0, y - 4.0), "n", look, LOOKS[0].0);
-                x = self.explain(x + 34.0, y, words);
             }
         }
-        self.height = y + LINE;
+        self.height = at.1 + LINE;
     }
 
-    /// Words of the legend; where the next may begin.
-    fn explain(&mut self, x: f64, y: f64, words: &str) -> f64 {
-        self.text((x, y), SMALL, Anchor::Start, false, words.to_owned());
-        x + number(words.chars().count()) * SMALL * ADVANCE + 22.0
+    /// Words of the legend behind room for a sample, on the next line if this one is full; where the sample stands.
+    fn entry(&mut self, next: &mut Spot, sample: f64, words: &str) -> Spot {
+        let width = sample + number(words.chars().count()) * SMALL * ADVANCE;
+        if next.0 > GAP && next.0 + width > self.width - GAP {
+            *next = (GAP, next.1 + LINE + 6.0);
+        }
+        let at = *next;
+        self.text(
+            (at.0 + sample, at.1),
+            SMALL,
+            Anchor::Start,
+            false,
+            words.to_owned(),
+        );
+        next.0 += width + 22.0;
+        at
     }
 
     /// What came of it.

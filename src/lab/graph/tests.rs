@@ -120,6 +120,33 @@ fn no_text_lies_on_another_from_one_node_to_six() {
 }
 
 #[test]
+fn the_legend_stays_on_the_page_however_small_the_lab() {
+    for nodes in 1..=6 {
+        let mut ways = vec![
+            way((1, 1), (nodes, 2), 1),
+            way((nodes, 2), (1, 1), 16),
+            way((nodes, 2), (1, 1), 31),
+        ];
+        ways[1].marks[0].look = Look::Lost;
+        let names = [
+            "the echo request",
+            "the echo reply",
+            "an ICMP error about it",
+        ];
+        for (way, name) in ways.iter_mut().zip(names) {
+            name.clone_into(&mut way.name);
+        }
+        let picture = Picture {
+            topology: Topology::planned(&spec(nodes, 2)),
+            ways,
+            outcome: "Lost.".into(),
+            ..Picture::default()
+        };
+        assert_readable(&draw(&picture), &format!("{nodes} nodes"));
+    }
+}
+
+#[test]
 fn marks_stand_on_their_way_and_do_not_hide_text() {
     let picture = Picture {
         topology: Topology::planned(&spec(3, 2)),

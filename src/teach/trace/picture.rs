@@ -5,8 +5,8 @@ use anyhow::Result;
 use super::tables::Looker;
 use super::text;
 use super::world::{Role, World};
-use super::{Direction, Evidence, Leg, Row, Step, Trace};
-use crate::lab::graph::{Look, Mark, Node, Part, Picture, Pod, Topology, Way};
+use super::{Direction, Evidence, Leg, Row, Source, Step, Trace};
+use crate::lab::graph::{Look, Mark, Node, Part, Picture, Pod, Point, Topology, Way};
 use crate::observe::client;
 
 /// Draws the trace on the topology that it went through.
@@ -66,8 +66,10 @@ fn way(trace: &Trace, rows: &[&Row], name: &str) -> Way {
         name: name.to_owned(),
         ..Way::default()
     };
-    for row in rows {
-        let Some(point) = row.point else { continue };
+    for (row, next) in rows.iter().zip(rows.iter().skip(1).map(Some).chain([None])) {
+        let Some(point) = start(row, next.copied()) else {
+            continue;
+        };
         if way.points.last() != Some(&point) {
             way.points.push(point);
         }
@@ -91,6 +93,17 @@ fn way(trace: &Trace, rows: &[&Row], name: &str) -> Way {
         }
     }
     way
+}
+
+/// Where a row is drawn. What begins by arriving was not sent by the kernel that it arrives at, though its first row is
+/// told there: a daemon wrote it, or it came from where we cannot look.
+fn start(row: &Row, next: Option<&Row>) -> Option<Point> {
+    let arrives = next.is_some_and(|next| next.direction == Some(Direction::In));
+    match (row.step, row.source, row.point?) {
+        (Step::Send, Source::Daemon, point) => point.node().map(|node| Point::Daemon { node }),
+        (Step::Send, _, Point::Kernel { .. }) if row.leg == Leg::Error && arrives => None,
+        (_, _, point) => Some(point),
+    }
 }
 
 fn note(row: &Row) -> String {
@@ -176,4 +189,80 @@ pub fn of_host(world: &World) -> Result<Topology> {
             pods: pods.collect(),
         }],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{EndName, Outcome};
+    use super::*;
+
+    fn row(step: Step, source: Source, direction: Option<Direction>, point: Point) -> Row {
+        Row {
+            number: 1,
+            leg: Leg::Error,
+            place: "node1".into(),
+            device: None,
+            direction,
+            step,
+            evidence: source.evidence(),
+            source,
+            text: String::new(),
+            details: Vec::new(),
+            ttl: None,
+            length: None,
+            headers: Vec::new(),
+            encapsulated: false,
+            frames: Vec::new(),
+            point: Some(point),
+        }
+    }
+
+    fn points(rows: Vec<Row>) -> Vec<Point> {
+        let end = || EndName {
+            name: None,
+            ip: [10, 244, 1, 2].into(),
+        };
+        let trace = Trace {
+            version: 1,
+            lab: None,
+            source: end(),
+            destination: end(),
+            spoofed: false,
+            size: 84,
+            dont_fragment: false,
+            token: String::new(),
+            outcome: Outcome::Lost,
+            loss: None,
+            rows,
+            unseen: Vec::new(),
+            unreachable: Vec::new(),
+        };
+        let rows: Vec<_> = trace.rows.iter().collect();
+        way(&trace, &rows, "").points
+    }
+
+    #[test]
+    fn an_error_begins_where_it_is_made() {
+        let node = 1;
+        let (kernel, tun, eth) = (
+            Point::Kernel { node },
+            Point::Tun { node },
+            Point::Eth { node },
+        );
+        let begun = |source, direction, device| {
+            points(vec![
+                row(Step::Send, source, None, kernel),
+                row(Step::Device, Source::Capture, Some(direction), device),
+                row(Step::Route, Source::Kernel, None, kernel),
+            ])
+        };
+        // By the daemon: not from the kernel up into the device and back.
+        let made = begun(Source::Daemon, Direction::In, tun);
+        assert_eq!(made, [Point::Daemon { node }, tun, kernel]);
+        // By somebody whom we do not see.
+        assert_eq!(begun(Source::Kernel, Direction::In, eth), [eth, kernel]);
+        // By the kernel itself.
+        let made = begun(Source::Kernel, Direction::Out, eth);
+        assert_eq!(made[..2], [kernel, eth]);
+    }
 }
