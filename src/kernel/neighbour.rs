@@ -26,6 +26,8 @@ pub struct Neighbour {
     pub stale: bool,
     /// It was asked for and nobody answered.
     pub failed: bool,
+    /// It was set, and is never asked for.
+    pub permanent: bool,
 }
 
 /// An entry of a bridge's forwarding table: behind which port an Ethernet address is.
@@ -162,6 +164,7 @@ impl Neighbour {
             mac: link_layer_address(message).filter(|_| valid),
             stale: state == NeighbourState::Stale,
             failed: state == NeighbourState::Failed,
+            permanent: state == NeighbourState::Permanent,
         })
     }
 }

@@ -531,3 +531,30 @@ fn a_stage_that_is_missing_is_named() {
     );
     assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
 }
+
+/// A neighbour entry that lies leads the datagram to an uplink that does not take it.
+#[test]
+fn a_wrong_neighbour_of_the_underlay() {
+    let lab = Up::new("liar", &["--nodes", "2"]);
+    let trace = lab.breaks(
+        &["node1: ip neigh replace 10.99.0.2 lladdr 02:00:00:00:00:99 dev eth0 nud permanent"],
+        &["node1: ip neigh del 10.99.0.2 dev eth0"],
+        &ACROSS,
+        [
+            "request",
+            "node2",
+            "other-host",
+            "`ip neigh del 10.99.0.2 dev eth0`, in node1",
+        ],
+    );
+    let asked: Vec<_> = rows(&trace)
+        .filter(|row| row["place"] == "node1" && row["device"] == "eth0")
+        .filter(|row| row["step"] == "neighbour")
+        .map(|row| row["text"].as_str().unwrap())
+        .collect();
+    assert!(
+        asked.len() == 1 && asked[0].contains("02:00:00:00:00:99 (permanent"),
+        "{asked:?}"
+    );
+    assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
+}

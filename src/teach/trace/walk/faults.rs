@@ -62,33 +62,35 @@ impl Walk<'_> {
                 device: Some(link.name),
             }));
         }
-        let has_address = kernel
-            .addresses
-            .iter()
-            .any(|a| a.ifindex == peer && a.scope == 0);
-        if end.master.is_none() && !has_address && self.is_switching(other) {
-            return Ok(Some(self.unplugged(other, &end.name)?));
-        }
-        Ok(None)
+        self.unplugged(other, peer)
     }
 
-    /// The cable's end at `place` is a port of no bridge.
-    fn unplugged(&mut self, place: usize, name: &str) -> Result<Cause> {
+    /// The cable's end at `place` is a port of no bridge. One with an address, an uplink, need not be.
+    fn unplugged(&mut self, place: usize, port: u32) -> Result<Option<Cause>> {
         let here = self.world.name(place).to_owned();
+        let is_switching = self.is_switching(place);
         let kernel = self.looker.look(place)?;
+        let Some(link) = kernel.link(port).filter(|link| link.master.is_none()) else {
+            return Ok(None);
+        };
+        let mut addresses = kernel.addresses.iter();
+        if !is_switching || addresses.any(|a| a.ifindex == port && a.scope == 0) {
+            return Ok(None);
+        }
+        let name = &link.name;
         let mut bridges = kernel
             .links
             .iter()
             .filter(|l| l.kind.as_deref() == Some("bridge"));
         let bridge = bridges.next().map_or("BRIDGE", |bridge| &bridge.name);
-        Ok(Cause {
+        Ok(Some(Cause {
             reason: "no-bridge",
             meaning: format!(
                 "{name} of {here}, the node's end of the pod's cable, is plugged into nothing: it is no port of a bridge and has no address"
             ),
             advice: format!("`ip link set {name} master {bridge}`, in {here}"),
             device: None,
-        })
+        }))
     }
 
     /// Places in which cables of others end.
@@ -104,13 +106,13 @@ impl Walk<'_> {
         mac: Option<[u8; 6]>,
         ip: IpAddr,
     ) -> Result<Option<Cause>> {
-        let Some((port, name)) = self.port_towards(place, mac, ip)? else {
+        let Some((port, _)) = self.port_towards(place, mac, ip)? else {
             return Ok(None);
         };
         let kernel = self.looker.look(place)?;
         let link = kernel.link(port).cloned();
         match link {
-            Some(link) if link.master != Some(bridge) => Ok(Some(self.unplugged(place, &name)?)),
+            Some(link) if link.master != Some(bridge) => self.unplugged(place, port),
             Some(link)
                 if self
                     .frame_length()
@@ -270,9 +272,15 @@ impl Walk<'_> {
         if own {
             return Ok(None);
         }
-        if self.is_switching(place) {
-            return self.unplugged(place, &link.name).map(Some);
+        let unplugged = self.unplugged(place, ifindex)?;
+        if unplugged.is_some() {
+            return Ok(unplugged);
         }
+        let advice = match self.misled(place, ifindex, mac)? {
+            Some(advice) => advice,
+            None => "whoever sent it has a stale or static neighbour entry: `ip neighbour`, there"
+                .to_owned(),
+        };
         Ok(Some(Cause {
             reason: "other-host",
             meaning: format!(
@@ -281,10 +289,39 @@ impl Walk<'_> {
                 link.name,
                 super::explain::mac(link.mac.unwrap_or_default())
             ),
-            advice: "whoever sent it has a stale or static neighbour entry: `ip neighbour`, there"
-                .to_owned(),
+            advice,
             device: None,
         }))
+    }
+
+    /// Whose neighbour table has a wrong Ethernet address for the device, and the cure.
+    fn misled(&mut self, place: usize, ifindex: u32, mac: [u8; 6]) -> Result<Option<String>> {
+        let kernel = self.looker.look(place)?;
+        let addresses = kernel.addresses.iter();
+        let own: Vec<IpAddr> = addresses
+            .filter(|a| a.ifindex == ifindex)
+            .map(|a| a.ip)
+            .collect();
+        for other in (0..self.world.places.len()).filter(|other| *other != place) {
+            let there = self.world.name(other).to_owned();
+            let kernel = self.looker.look(other)?;
+            let mut entries = kernel.neighbours.iter();
+            let wrong = entries.find(|entry| entry.mac == Some(mac) && own.contains(&entry.ip));
+            if let Some(entry) = wrong {
+                let kind = if entry.permanent {
+                    "permanent"
+                } else {
+                    "stale"
+                };
+                return Ok(Some(format!(
+                    "the {kind} neighbour entry for {} in {there} is wrong: `ip neigh del {} dev {}`, in {there}, makes it ask anew",
+                    entry.ip,
+                    entry.ip,
+                    kernel.name(entry.ifindex)
+                )));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -200,10 +200,16 @@ impl Walk<'_> {
                 "neighbour discovery"
             };
             let text = match entry.as_ref().and_then(|entry| entry.mac) {
-                Some(mac) => format!(
-                    "who is {next} on {name}? The neighbour table says: {} (learned by {asks})",
-                    explain::mac(mac)
-                ),
+                Some(mac) => {
+                    let how = match entry.as_ref().is_some_and(|entry| entry.permanent) {
+                        true => format!("permanent: set, and never asked for by {asks}"),
+                        false => format!("learned by {asks}"),
+                    };
+                    format!(
+                        "who is {next} on {name}? The neighbour table says: {} ({how})",
+                        explain::mac(mac)
+                    )
+                }
                 None => format!("who is {next} on {name}? {asks} asked, and nobody answered"),
             };
             let unknown = entry.as_ref().is_none_or(|entry| entry.mac.is_none());
