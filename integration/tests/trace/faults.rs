@@ -558,3 +558,70 @@ fn a_wrong_neighbour_of_the_underlay() {
     );
     assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
 }
+
+/// Rules that nf_tables does not know of: what stands there unread is named, and blamed where nothing else is known.
+#[test]
+fn legacy_iptables_are_named() {
+    let lab = Up::new("legacy", &["--nodes", "2"]);
+    for (v6, command) in [(false, "iptables-legacy"), (true, "ip6tables-legacy")] {
+        let protocol = if v6 { "icmpv6" } else { "icmp" };
+        let six: &[&str] = if v6 { &["-6"] } else { &[] };
+        let ends = [six, &ACROSS].concat();
+        let rule = format!("FORWARD -p {protocol} -j");
+        let trace = lab.breaks(
+            &[&format!("node2: {command} -A {rule} DROP")],
+            &[&format!("node2: {command} -D {rule} DROP")],
+            &ends,
+            [
+                "request",
+                "node2",
+                "filtered",
+                "the legacy iptables table filter",
+            ],
+        );
+        assert_eq!(trace["loss"]["evidence"], "derived");
+        assert!(
+            trace["loss"]["advice"]
+                .as_str()
+                .unwrap()
+                .contains(&format!("`{command}-save -c`")),
+            "{:#}",
+            trace["loss"]
+        );
+        lab.breaks(
+            &[&format!("node2: {command} -A {rule} REJECT")],
+            &[&format!("node2: {command} -D {rule} REJECT")],
+            &ends,
+            [
+                "request",
+                "node2",
+                "filtered",
+                "the legacy iptables table filter",
+            ],
+        );
+        let trace = lab.told(&ends);
+        assert_eq!(trace["outcome"], "answered");
+        let said = trace["unseen"].to_string();
+        assert!(
+            said.contains("node2: the rules of the legacy iptables table filter"),
+            "{said}"
+        );
+        let chains = step(&trace, "request", "node2", "netfilter");
+        let words = format!("{} {}", chains["text"], details(chains));
+        assert!(
+            !words.contains("nothing is filtered") || !words.contains("forward"),
+            "{words}"
+        );
+    }
+    lab.breaks(
+        &["node1/pod1: iptables-legacy -A OUTPUT -p icmp -j DROP"],
+        &["node1/pod1: iptables-legacy -D OUTPUT -p icmp -j DROP"],
+        &ACROSS,
+        [
+            "request",
+            "node1/pod1",
+            "filtered",
+            "the legacy iptables table filter",
+        ],
+    );
+}

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::fate::{Layer, Passage};
 use super::tables::{Candidate, Kernel};
 use crate::kernel::Route;
-use crate::kernel::hooks::{Chain, Rule, Table};
+use crate::kernel::hooks::{Chain, LegacyTable, Rule, Table};
 
 /// How many routes that do not match are shown beside those that do.
 const MISSES: usize = 3;
@@ -191,6 +191,15 @@ pub(super) fn rule_name(chain: &Chain, rule: &Rule) -> String {
         rule.handle,
         chain_name(chain)
     )
+}
+
+/// `the legacy iptables table filter`
+pub(super) fn legacy_names(tables: &[&LegacyTable]) -> String {
+    let mut names: Vec<_> = tables.iter().map(|table| table.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let s = if names.len() == 1 { "" } else { "s" };
+    format!("the legacy iptables table{s} {}", names.join(", "))
 }
 
 /// `1 rule`, `2 rules`

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
 use super::world::World;
-use crate::kernel::hooks::{self, Chain};
+use crate::kernel::hooks::{self, Chain, Hook, LegacyTable, Rewrite};
 use crate::kernel::{Address, BridgeEntry, Link, Neighbour, NetNs, Netlink, Route};
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
@@ -98,6 +98,8 @@ pub(super) struct Counts {
     /// The kernel's own: `Ip.InAddrErrors`.
     pub(super) kernel: BTreeMap<String, u64>,
     pub(super) chains: Vec<Chain>,
+    /// Tables whose rules are not read.
+    pub(super) legacy: Vec<LegacyTable>,
     pub(super) daemon: Option<Status>,
     /// What each device has dropped or could not send, by its name.
     devices: HashMap<String, u64>,
@@ -112,12 +114,15 @@ impl Counts {
         socket: Option<&Path>,
         runtime: &Runtime,
     ) -> Result<Self> {
-        let (kernel, chains, devices) =
-            namespace.run(|| (kernel_counters(), hooks::chains(), device_drops()))?;
+        let (kernel, chains, legacy, devices) = namespace.run(|| {
+            let (chains, legacy) = (hooks::chains(), hooks::legacy_tables());
+            (kernel_counters(), chains, legacy, device_drops())
+        })?;
         let answer = socket.and_then(|socket| client::status(socket).ok());
         Ok(Self {
             kernel,
             chains: chains?,
+            legacy,
             daemon: answer.and_then(|answer| serde_json::from_value(answer).ok()),
             devices,
             queues: runtime.block_on(queue_drops(namespace))?,
@@ -154,6 +159,23 @@ impl Counts {
             drops.next().map_or(0, |drop| drop.packets)
         };
         get(self).saturating_sub(get(before))
+    }
+
+    /// A rule here may give packets another source, as far as can be read.
+    pub(super) fn rewrites_sources(&self, v6: bool) -> bool {
+        let mut rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules.any(|rule| rule.rewrites == Some(Rewrite::Source))
+            || self
+                .legacy
+                .iter()
+                .any(|table| table.v6 == v6 && table.name == "nat")
+    }
+
+    /// The tables of legacy iptables that look at a packet at these hooks.
+    pub(super) fn legacy_at(&self, v6: bool, hooks: &[Hook]) -> Vec<&LegacyTable> {
+        let stands = |table: &&LegacyTable| hooks.iter().any(|hook| table.stands_at(*hook));
+        let tables = self.legacy.iter().filter(|table| table.v6 == v6);
+        tables.filter(stands).collect()
     }
 
     /// By how much a rule's count has grown.

@@ -30,7 +30,10 @@ impl Walk<'_> {
                 false => None,
             };
             let name = self.world.name(place);
-            let loss = fate::refused(name, self.packet.leg, error, mtu, &local, cause);
+            let v6 = self.packet.dst.is_ipv6();
+            let mut legacy = self.after[place].legacy_at(v6, &[Hook::Output]);
+            legacy.retain(|table| table.may_drop());
+            let loss = fate::refused(name, self.packet.leg, error, mtu, &local, cause, &legacy);
             return Ok(self.lost(place, loss));
         }
         let Some((mut oif, mut next)) = self.routed(place, "looks up the route")? else {
@@ -151,11 +154,22 @@ impl Walk<'_> {
         let (before, after) = (&self.before[place], &self.after[place]);
         let kernel = self.looker.look(place)?;
         let rose = |chain: &_, handle| after.rule_rise(before, chain, handle);
-        let (lines, counted) = explain::chains(&kernel.chains, &passages, rose);
+        let (mut lines, counted) = explain::chains(&kernel.chains, &passages, rose);
+        let (legacy, unread) = match layer {
+            Layer::Ip { v6 } | Layer::BridgedIp { v6 } => {
+                let any = after.legacy.iter().filter(|table| table.v6 == *v6);
+                (after.legacy_at(*v6, hooks), any.collect())
+            }
+            _ => (Vec::new(), Vec::new()),
+        };
         self.passed.hooks.extend(passages);
         let names: Vec<_> = hooks.iter().map(|hook| hook.name()).collect();
         let names = names.join(", ");
         let text = match (layer, lines.len()) {
+            (Layer::Ip { .. } | Layer::BridgedIp { .. }, 0) if !legacy.is_empty() => format!(
+                "netfilter at {names}: no chain of nftables stands there, but {} may drop or rewrite it, unread",
+                explain::legacy_names(&legacy)
+            ),
             (Layer::Ip { .. }, 0) => {
                 format!("netfilter at {names}: no chain stands there, so nothing is filtered")
             }
@@ -171,6 +185,23 @@ impl Walk<'_> {
                 format!("netfilter at {names} of {name}: chains look at the frame")
             }
         };
+        if let Some(first) = legacy.first() {
+            lines.push(format!(
+                "{}: rules that cannot be read from here; `{} -c`, there, shows them",
+                explain::legacy_names(&legacy),
+                first.command()
+            ));
+        }
+        if !unread.is_empty() {
+            let text = format!(
+                "{}: the rules of {}",
+                self.world.name(place),
+                explain::legacy_names(&unread)
+            );
+            if !self.unseen.contains(&text) {
+                self.unseen.push(text);
+            }
+        }
         let source = if counted {
             Source::Counter
         } else {
@@ -210,9 +241,13 @@ impl Walk<'_> {
                         explain::mac(mac)
                     )
                 }
+                None if entry.is_none() => {
+                    format!("who is {next} on {name}? The neighbour table has nothing of it")
+                }
                 None => format!("who is {next} on {name}? {asks} asked, and nobody answered"),
             };
             let unknown = entry.as_ref().is_none_or(|entry| entry.mac.is_none());
+            self.passed.asked = entry.is_some();
             self.passed.neighbour = unknown.then_some((place, next));
             if unknown {
                 let is_bridge = link
@@ -561,9 +596,10 @@ impl Walk<'_> {
             Leg::Request => self.answered_from(place),
             Leg::Reply | Leg::Error => true,
         };
+        let (before, after) = (&self.before[place], &self.after[place]);
         if !came_of_it
-            && fate::dropped_by_chains(place, &self.passed, &self.before[place], &self.after[place])
-                .is_some()
+            && (fate::dropped_by_chains(place, &self.passed, before, after).is_some()
+                || fate::legacy(place, &self.passed, after).is_some())
         {
             return Ok(self.lose(place));
         }
