@@ -625,3 +625,36 @@ fn legacy_iptables_are_named() {
         ],
     );
 }
+
+/// Routes that let nothing through are no rules of a filter, whatever error they answer with; and policy rules are followed.
+#[test]
+fn routes_that_forbid_and_policy_rules() {
+    let lab = Up::new("forbid", &["--nodes", "2"]);
+    for word in ["prohibit", "unreachable", "blackhole"] {
+        for place in ["node1", "node1/pod1"] {
+            let route = format!("{word} 10.244.2.2/32");
+            lab.breaks(
+                &[&format!("{place}: ip route add {route}")],
+                &[&format!("{place}: ip route del {route}")],
+                &ACROSS,
+                ["request", place, "no-route", &format!("`{route}` wins")],
+            );
+        }
+    }
+    lab.does(&[
+        "node1: ip route add 10.244.2.2/32 dev eth0 via 10.99.0.2 table 77",
+        "node1: ip rule add from 10.244.1.2 lookup 77 priority 100",
+    ]);
+    let trace = lab.told(&ACROSS);
+    let route = step(&trace, "request", "node1", "route");
+    assert!(
+        route["text"].as_str().unwrap().contains("out by eth0"),
+        "{route:#}"
+    );
+    let said = details(route);
+    assert!(
+        said.contains("of priority 100 (`ip rule`): followed")
+            && said.contains("the kernel decides otherwise"),
+        "{said}"
+    );
+}

@@ -357,6 +357,25 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         .filter(|mtu| *mtu > 0)
         .map(|mtu| format!(", MTU {mtu}"))
         .unwrap_or_default();
+    // A route may forbid with the errors of rules and of neighbours: the table knows better.
+    let cause =
+        case.passed.cause.as_ref().filter(|(place, cause)| {
+            unreachable && *place == case.place && cause.reason == "no-route"
+        });
+    if let Some((_, cause)) = cause {
+        return Some(Loss {
+            leg: case.leg,
+            place: case.name.to_owned(),
+            reason: cause.reason.into(),
+            by: "kernel",
+            evidence: Evidence::Observed,
+            meaning: format!(
+                "{}; its kernel says so with an ICMP error, {name}",
+                cause.meaning
+            ),
+            advice: cause.advice.clone(),
+        });
+    }
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 
 use super::world::World;
 use crate::kernel::hooks::{self, Chain, Hook, LegacyTable, Rewrite};
-use crate::kernel::{Address, BridgeEntry, Link, Neighbour, NetNs, Netlink, Route};
+use crate::kernel::{Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, Route};
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
 
@@ -26,6 +26,8 @@ pub(super) struct Kernel {
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) bridge: Vec<BridgeEntry>,
     pub(super) chains: Vec<Chain>,
+    /// Priorities of policy rules that not every host has, of IPv4 and IPv6.
+    rules: (Vec<u32>, Vec<u32>),
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
     pub(super) forwards: (bool, bool),
     /// Chains of IP see bridged frames too: `net.bridge.bridge-nf-call-iptables`, and `ip6tables`.
@@ -54,10 +56,24 @@ impl Kernel {
             neighbours: netlink.neighbours().await?,
             bridge: netlink.bridge_entries().await?,
             chains: chains?,
+            // A kernel may be built without them.
+            rules: (
+                netlink.policy_rules(Family::V4).await.unwrap_or_default(),
+                netlink.policy_rules(Family::V6).await.unwrap_or_default(),
+            ),
             forwards,
             bridge_calls,
             netlink,
         })
+    }
+
+    /// The priorities of policy rules beyond the standard ones, for the address's family.
+    pub(super) fn rules(&self, ip: IpAddr) -> &[u32] {
+        if ip.is_ipv4() {
+            &self.rules.0
+        } else {
+            &self.rules.1
+        }
     }
 
     pub(super) fn link(&self, index: u32) -> Option<&Link> {
@@ -321,6 +337,31 @@ impl<'a> Looker<'a> {
         }
     }
 
+    /// The route that the kernel takes for a packet with this source that came in by `iif`, or is its own: `None` where there
+    /// are no policy rules that would look at these, or it does not say.
+    pub(super) fn ruled(
+        &mut self,
+        place: usize,
+        src: IpAddr,
+        dst: IpAddr,
+        iif: Option<u32>,
+    ) -> Result<Option<Option<Route>>> {
+        let kernel = self.look(place)?;
+        if kernel.rules(dst).is_empty() {
+            return Ok(None);
+        }
+        let netlink = kernel.netlink.clone();
+        Ok(
+            match self.runtime.block_on(netlink.route_of(src, dst, iif)) {
+                Ok(route) => Some(route),
+                Err(error) => match error.errno() {
+                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Some(None),
+                    _ => None,
+                },
+            },
+        )
+    }
+
     /// Where the other end of a veth is: place and index. `None`: not in a place that we can look into.
     pub(super) fn other_end(&mut self, place: usize, ifindex: u32) -> Result<Option<(usize, u32)>> {
         let world = self.world;
@@ -365,6 +406,7 @@ mod tests {
             protocol: 2,
             scope: 0,
             unicast: true,
+            refuses: None,
         }
     }
 

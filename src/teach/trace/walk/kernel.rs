@@ -21,10 +21,14 @@ impl Walk<'_> {
     pub(super) fn emit(&mut self, place: usize, refused: Option<&io::Error>) -> Result<State> {
         if let Some(error) = refused {
             let (mtu, local) = self.first_mtu(place)?;
-            let no_route = matches!(
-                error.raw_os_error(),
-                Some(libc::ENETUNREACH | libc::EHOSTUNREACH)
-            );
+            let no_route = match error.raw_os_error() {
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => true,
+                // What the kernel says of a route that forbids (fib_props, net/ipv4/fib_semantics.c).
+                Some(libc::EACCES | libc::EINVAL) => {
+                    self.looker.route(place, self.packet.dst)?.is_none()
+                }
+                _ => false,
+            };
             let cause = match no_route {
                 true => Some(self.no_route(place)?),
                 false => None,
@@ -63,8 +67,17 @@ impl Walk<'_> {
 
     /// Looks up the route: the device and the next hop. `None`: there is none.
     fn routed(&mut self, place: usize, what: &str) -> Result<Option<(u32, IpAddr)>> {
-        let (_, dst) = self.current();
-        let chosen = self.looker.route(place, dst)?;
+        let (src, dst) = self.current();
+        let came = self.last.map(|last| &self.caught[last]);
+        let iif = came
+            .filter(|caught| caught.place == place && !caught.out)
+            .map(|caught| caught.ifindex);
+        let ruled = self.looker.ruled(place, src, dst, iif)?;
+        let follows = ruled.is_some();
+        let chosen = match ruled {
+            Some(route) => route,
+            None => self.looker.route(place, dst)?,
+        };
         let length = self.last.map(|_| self.last_seen().1);
         let kernel = self.looker.look(place)?;
         if let Some(link) = kernel.owner(dst) {
@@ -88,8 +101,26 @@ impl Walk<'_> {
         if !std::mem::replace(&mut self.taught_routes, true) {
             details.insert(0, TEACH_ROUTES.to_owned());
         }
+        let rules: Vec<_> = kernel.rules(dst).iter().map(u32::to_string).collect();
+        if !rules.is_empty() {
+            let how = match follows {
+                true => {
+                    "followed: the kernel itself was asked, for this source and device; of marks it was told nothing"
+                }
+                false => "not followed",
+            };
+            details.push(format!(
+                "policy rules stand there beside the standard ones, of priority {} (`ip rule`): {how}",
+                rules.join(", ")
+            ));
+        }
         let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
-            let text = format!("{what} to {dst}: there is none");
+            let best = all.first().filter(|best| best.matches);
+            let refusing = best.and_then(|best| Some((best.route.refuses?, best.route.dst)));
+            let text = match refusing {
+                Some((word, net)) => format!("{what} to {dst}: `{word} {net}` forbids it"),
+                None => format!("{what} to {dst}: there is none"),
+            };
             self.derive(place, None, Step::Route, Source::Kernel, text, details);
             let cause = self.no_route(place)?;
             self.blame(place, Some(cause));
