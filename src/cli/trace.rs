@@ -54,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..))]
     ttl: u8,
     /// Send with this source address, which is not the sender's
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = parse_spoof)]
     spoof: Option<IpAddr>,
     /// How long to wait for the answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = parse_seconds)]
@@ -77,6 +77,22 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     } else {
         Err("0.05 to 60 seconds".to_owned())
     }
+}
+
+/// An address that a packet can claim to come from (RFC 1122 section 3.2.1.3, RFC 4291 sections 2.5 and 2.7). The kernel
+/// would put another in the place of most of the others, or send nothing.
+fn parse_spoof(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| "it is no IP address".to_owned())?;
+    let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+    let what = match ip {
+        _ if mapped => "an IPv4 address in IPv6's clothes",
+        _ if ip.is_multicast() => "a multicast address, a group's",
+        _ if ip.is_loopback() => "a loopback address, which never leaves a host",
+        _ if ip.is_unspecified() => "the unspecified address",
+        IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address",
+        _ => return Ok(ip),
+    };
+    Err(format!("it is {what}: no packet can come from there"))
 }
 
 pub(super) fn main(args: &Args) -> Exit {

@@ -13,8 +13,8 @@
 //! hooks of each device: INGRESS behind its taps, where a capture has seen the frame already, and EGRESS before them
 //! (`net/core/dev.c`).
 //!
-//! `iptables` of today (`iptables-nft`) keeps its tables in nf_tables too. Those of the older `iptables-legacy` are not
-//! seen here, nor are chains that a verdict map leads to.
+//! `iptables` of today (`iptables-nft`) keeps its tables in nf_tables too. Of those of the older `iptables-legacy`
+//! only the names are seen here ([`legacy_tables`]); chains that a verdict map leads to are not seen at all.
 
 use std::collections::HashMap;
 use std::io;
@@ -178,6 +178,57 @@ pub struct Chain {
     /// Its rules, in order; those of a chain that it jumps to stand behind the rule that does. A handle is a rule's own
     /// within its table.
     pub rules: Vec<Rule>,
+}
+
+/// A table of `iptables-legacy`, which nf_tables knows nothing of: it stands there, and its rules are not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegacyTable {
+    /// Of `ip6tables-legacy`.
+    pub v6: bool,
+    /// `filter`
+    pub name: String,
+}
+
+impl LegacyTable {
+    /// Does it look at packets at this hook (`valid_hooks` in net/ipv4/netfilter/iptable_*.c)?
+    pub fn stands_at(&self, hook: Hook) -> bool {
+        use Hook::{Forward, Input, Output, Postrouting, Prerouting};
+        match self.name.as_str() {
+            "filter" | "security" => matches!(hook, Input | Forward | Output),
+            "nat" => matches!(hook, Prerouting | Input | Output | Postrouting),
+            "raw" => matches!(hook, Prerouting | Output),
+            _ => !matches!(hook, Hook::Ingress | Hook::Egress),
+        }
+    }
+
+    /// It may drop packets: that is not what `nat` is for, and the kernel refuses it there.
+    pub fn may_drop(&self) -> bool {
+        self.name != "nat"
+    }
+
+    /// The command that shows its rules.
+    pub fn command(&self) -> &'static str {
+        if self.v6 {
+            "ip6tables-legacy-save"
+        } else {
+            "iptables-legacy-save"
+        }
+    }
+}
+
+/// The tables of `iptables-legacy` and `ip6tables-legacy` in the calling thread's namespace
+/// (net/netfilter/x_tables.c). A kernel without them has none.
+pub fn legacy_tables() -> Vec<LegacyTable> {
+    let mut tables = Vec::new();
+    for (v6, file) in [(false, "ip_tables_names"), (true, "ip6_tables_names")] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        let text = text.unwrap_or_default();
+        tables.extend(text.lines().map(|name| LegacyTable {
+            v6,
+            name: name.to_owned(),
+        }));
+    }
+    tables
 }
 
 /// All base chains of the calling thread's namespace, in the order in which packets meet them at each hook. A kernel

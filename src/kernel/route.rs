@@ -9,13 +9,14 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
-    RouteMessageBuilder,
+    IpVersion, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         route::{
             RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
             RouteProtocol, RouteScope, RouteType,
         },
+        rule::{RuleAttribute, RuleMessage},
     },
 };
 
@@ -111,6 +112,8 @@ pub struct Route {
     pub scope: u8,
     /// Packets are forwarded (a unicast route), not refused or dropped.
     pub unicast: bool,
+    /// The word of ip-route(8) for a route that lets nothing through: `blackhole`, `unreachable`, `prohibit`.
+    pub refuses: Option<&'static str>,
 }
 
 /// The way of a packet out of this host, for those who write its Ethernet header themselves.
@@ -244,6 +247,69 @@ impl Netlink {
         }
     }
 
+    /// The route the kernel would take for a packet from `src` to `dst` that came in by the device `iif`, or is our own: so
+    /// policy rules are followed, except those about marks.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question, which it also does where it would not take such a packet.
+    pub async fn route_of(
+        &self,
+        src: IpAddr,
+        dst: IpAddr,
+        iif: Option<u32>,
+    ) -> Result<Option<Route>> {
+        let mut question = match (src, dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .source_prefix(src, 32)
+                .destination_prefix(dst, 32)
+                .build(),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .source_prefix(src, 128)
+                .destination_prefix(dst, 128)
+                .build(),
+            _ => return Ok(None),
+        };
+        question.attributes.extend(iif.map(RouteAttribute::Iif));
+        let mut replies = std::pin::pin!(self.handle.route().get(question).execute());
+        let answer = replies.try_next().await;
+        let message = answer
+            .map_err(|e| Error::netlink(format!("look for a route from {src} to {dst}"), e))?;
+        Ok(message
+            .as_ref()
+            .and_then(Route::from_message)
+            .filter(|route| route.unicast))
+    }
+
+    /// The priorities of the policy rules beyond those that every host has (ip-rule(8)).
+    ///
+    /// # Errors
+    /// When the kernel refuses the question, as one without policy rules does.
+    pub async fn policy_rules(&self, family: Family) -> Result<Vec<u32>> {
+        let version = match family {
+            Family::V4 => IpVersion::V4,
+            Family::V6 => IpVersion::V6,
+        };
+        let rules: Vec<RuleMessage> = self
+            .handle
+            .rule()
+            .get(version)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::netlink("list policy rules", e))?;
+        let priorities = rules.iter().filter_map(|rule| {
+            let priority = rule.attributes.iter().find_map(|a| match a {
+                RuleAttribute::Priority(priority) => Some(*priority),
+                _ => None,
+            });
+            let priority = priority.unwrap_or(0);
+            // local, main, default
+            let standard = [(0, 255), (32766, 254), (32767, 253)];
+            (!standard.contains(&(priority, rule.header.table))).then_some(priority)
+        });
+        Ok(priorities.collect())
+    }
+
     /// The way that a packet from our address `from` to `to` takes, if it leaves through a device as it is: not
     /// delivered here, refused, or put into a tunnel by the route.
     ///
@@ -364,6 +430,12 @@ impl Route {
             protocol: header.protocol.into(),
             scope: header.scope.into(),
             unicast: header.kind == RouteType::Unicast,
+            refuses: match header.kind {
+                RouteType::BlackHole => Some("blackhole"),
+                RouteType::Unreachable => Some("unreachable"),
+                RouteType::Prohibit => Some("prohibit"),
+                _ => None,
+            },
         })
     }
 }

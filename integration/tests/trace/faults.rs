@@ -558,3 +558,103 @@ fn a_wrong_neighbour_of_the_underlay() {
     );
     assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
 }
+
+/// Rules that nf_tables does not know of: what stands there unread is named, and blamed where nothing else is known.
+#[test]
+fn legacy_iptables_are_named() {
+    let lab = Up::new("legacy", &["--nodes", "2"]);
+    for (v6, command) in [(false, "iptables-legacy"), (true, "ip6tables-legacy")] {
+        let protocol = if v6 { "icmpv6" } else { "icmp" };
+        let six: &[&str] = if v6 { &["-6"] } else { &[] };
+        let ends = [six, &ACROSS].concat();
+        let rule = format!("FORWARD -p {protocol} -j");
+        let trace = lab.breaks(
+            &[&format!("node2: {command} -A {rule} DROP")],
+            &[&format!("node2: {command} -D {rule} DROP")],
+            &ends,
+            [
+                "request",
+                "node2",
+                "filtered",
+                "the legacy iptables table filter",
+            ],
+        );
+        assert_eq!(trace["loss"]["evidence"], "derived");
+        assert!(
+            trace["loss"]["advice"]
+                .as_str()
+                .unwrap()
+                .contains(&format!("`{command}-save -c`")),
+            "{:#}",
+            trace["loss"]
+        );
+        lab.breaks(
+            &[&format!("node2: {command} -A {rule} REJECT")],
+            &[&format!("node2: {command} -D {rule} REJECT")],
+            &ends,
+            [
+                "request",
+                "node2",
+                "filtered",
+                "the legacy iptables table filter",
+            ],
+        );
+        let trace = lab.told(&ends);
+        assert_eq!(trace["outcome"], "answered");
+        let said = trace["unseen"].to_string();
+        assert!(
+            said.contains("node2: the rules of the legacy iptables table filter"),
+            "{said}"
+        );
+        let chains = step(&trace, "request", "node2", "netfilter");
+        let words = format!("{} {}", chains["text"], details(chains));
+        assert!(
+            !words.contains("nothing is filtered") || !words.contains("forward"),
+            "{words}"
+        );
+    }
+    lab.breaks(
+        &["node1/pod1: iptables-legacy -A OUTPUT -p icmp -j DROP"],
+        &["node1/pod1: iptables-legacy -D OUTPUT -p icmp -j DROP"],
+        &ACROSS,
+        [
+            "request",
+            "node1/pod1",
+            "filtered",
+            "the legacy iptables table filter",
+        ],
+    );
+}
+
+/// Routes that let nothing through are no rules of a filter, whatever error they answer with; and policy rules are followed.
+#[test]
+fn routes_that_forbid_and_policy_rules() {
+    let lab = Up::new("forbid", &["--nodes", "2"]);
+    for word in ["prohibit", "unreachable", "blackhole"] {
+        for place in ["node1", "node1/pod1"] {
+            let route = format!("{word} 10.244.2.2/32");
+            lab.breaks(
+                &[&format!("{place}: ip route add {route}")],
+                &[&format!("{place}: ip route del {route}")],
+                &ACROSS,
+                ["request", place, "no-route", &format!("`{route}` wins")],
+            );
+        }
+    }
+    lab.does(&[
+        "node1: ip route add 10.244.2.2/32 dev eth0 via 10.99.0.2 table 77",
+        "node1: ip rule add from 10.244.1.2 lookup 77 priority 100",
+    ]);
+    let trace = lab.told(&ACROSS);
+    let route = step(&trace, "request", "node1", "route");
+    assert!(
+        route["text"].as_str().unwrap().contains("out by eth0"),
+        "{route:#}"
+    );
+    let said = details(route);
+    assert!(
+        said.contains("of priority 100 (`ip rule`): followed")
+            && said.contains("the kernel decides otherwise"),
+        "{said}"
+    );
+}

@@ -83,6 +83,14 @@ fn text_json_and_picture_say_the_same() {
     ] {
         assert!(out(&lie).contains(part), "{part}");
     }
+    // A subnet's broadcast address, which only its hosts know for one: the kernel puts its own there, and the trace says so.
+    let honest = lab.trace(&["node1/pod1", "10.244.2.2", "--spoof", "10.244.1.255"]);
+    let said = out(&honest);
+    assert!(
+        said.starts_with("node1/pod1 (10.244.1.2) → node2/pod1 (10.244.2.2)")
+            && said.contains("was to be 10.244.1.255, but the kernel put its own there"),
+        "{said}"
+    );
     // What the documentation says of the object's form holds for it.
     for key in [
         "version",
@@ -306,6 +314,36 @@ fn what_cannot_be_traced_is_said() {
             &["node1/pod1", "node2/pod1", "--spoof", "x"],
             2,
             "invalid value 'x'",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--spoof", "224.0.0.1"],
+            2,
+            "it is a multicast address",
+        ),
+        (
+            &["-6", "node1/pod1", "node2/pod1", "--spoof", "ff02::1"],
+            2,
+            "it is a multicast address",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--spoof", "127.0.0.1"],
+            2,
+            "it is a loopback address",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--spoof", "0.0.0.0"],
+            2,
+            "it is the unspecified address",
+        ),
+        (
+            &["node1/pod1", "node2/pod1", "--spoof", "255.255.255.255"],
+            2,
+            "it is the broadcast address",
+        ),
+        (
+            &["node1/pod1", "10.244.2.2", "--spoof", "fd00::1"],
+            2,
+            "are of two families",
         ),
         (
             &["node1/pod1", "node2/pod1", "--timeout", "inf"],

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::fate::{Layer, Passage};
 use super::tables::{Candidate, Kernel};
 use crate::kernel::Route;
-use crate::kernel::hooks::{Chain, Rule, Table};
+use crate::kernel::hooks::{Chain, LegacyTable, Rule, Table};
 
 /// How many routes that do not match are shown beside those that do.
 const MISSES: usize = 3;
@@ -36,10 +36,17 @@ pub(super) fn routes(
     if let IpAddr::V4(ip) = dst {
         lines.push(format!("{:width$}  {}", dst.to_string(), bits(ip, 32)));
     }
+    let first = candidates.first().filter(|c| c.matches);
+    let agrees =
+        |route: &Route| first.is_some_and(|c| c.route.oif == route.oif && c.route.via == route.via);
+    let overruled = chosen.is_some_and(|route| !agrees(route));
     let mut winner = true;
     for candidate in &shown {
         let route = &candidate.route;
-        let device = route.oif.map_or("nowhere".into(), |oif| kernel.name(oif));
+        let device = match (route.refuses, route.oif) {
+            (Some(word), _) => word.to_owned(),
+            (None, oif) => oif.map_or("nowhere".into(), |oif| kernel.name(oif)),
+        };
         let via = route
             .via
             .map(|via| format!(" via {via}"))
@@ -48,6 +55,7 @@ pub(super) fn routes(
         let masked = candidate.masked;
         let said = if candidate.matches {
             let won = match (winner, matching) {
+                (true, _) if overruled => "; the longest match of the main table",
                 (true, 1) => "; wins: the only match",
                 (true, _) => "; wins: the longest match",
                 (false, _) => "",
@@ -68,10 +76,7 @@ pub(super) fn routes(
     if left_out > 0 && matches!(dst, IpAddr::V4(_)) {
         lines.push(format!("and {left_out} more that do not match"));
     }
-    let first = candidates.first().filter(|c| c.matches);
-    let agrees =
-        |route: &Route| first.is_some_and(|c| c.route.oif == route.oif && c.route.via == route.via);
-    if chosen.is_some_and(|route| !agrees(route)) {
+    if overruled {
         lines.push(
             "the kernel decides otherwise: by another table (`ip rule`), or by what ICMP told it"
                 .into(),
@@ -191,6 +196,15 @@ pub(super) fn rule_name(chain: &Chain, rule: &Rule) -> String {
         rule.handle,
         chain_name(chain)
     )
+}
+
+/// `the legacy iptables table filter`
+pub(super) fn legacy_names(tables: &[&LegacyTable]) -> String {
+    let mut names: Vec<_> = tables.iter().map(|table| table.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let s = if names.len() == 1 { "" } else { "s" };
+    format!("the legacy iptables table{s} {}", names.join(", "))
 }
 
 /// `1 rule`, `2 rules`

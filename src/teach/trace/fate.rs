@@ -11,7 +11,7 @@ use super::walk::error_name;
 use super::watch::Caught;
 use super::{Evidence, Leg, Loss, NOBODY};
 use crate::datapath::DropReason;
-use crate::kernel::hooks::Hook;
+use crate::kernel::hooks::{Hook, LegacyTable};
 
 /// At which part of a kernel a hook is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +50,10 @@ pub(super) struct Passed {
     pub(super) hooks: Vec<Passage>,
     /// Why it cannot have come further.
     pub(super) cause: Option<(usize, Cause)>,
-    /// A neighbour that did not answer.
+    /// A neighbour that is not known.
     pub(super) neighbour: Option<(usize, IpAddr)>,
+    /// It was asked for, so the packet has come that far.
+    pub(super) asked: bool,
     /// A daemon, and in which direction.
     pub(super) daemon: Option<(usize, &'static str)>,
 }
@@ -146,8 +148,10 @@ pub(super) fn why(case: &Case<'_>) -> Loss {
         .or_else(|| by_cause(case, &[]))
         .or_else(|| by_queue(case))
         .or_else(|| by_counter(case))
-        .or_else(|| by_neighbour(case))
+        .or_else(|| by_neighbour(case).filter(|_| case.passed.asked))
         .or_else(|| by_chain(case, false))
+        .or_else(|| by_legacy(case))
+        .or_else(|| by_neighbour(case))
         .or_else(|| by_device(case))
         .unwrap_or_else(|| Loss {
             leg: case.leg,
@@ -203,6 +207,8 @@ fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
         .any(|caught| matches!(caught.sight.kind, Kind::Error(..)));
     let how = if sure {
         format!("{what} dropped it, as its counter says")
+    } else if let Some((tables, _)) = legacy(case.place, case.passed, case.after) {
+        format!("{what} may have dropped it, or a rule of {tables}, which cannot be seen")
     } else {
         format!("{what} is all that stands between where it was seen last and where it was not")
     };
@@ -265,6 +271,42 @@ pub(super) fn dropped_by_chains(
     suspect
 }
 
+/// The tables of legacy iptables, among those passed, that may have dropped the packet; and the command that shows them.
+pub(super) fn legacy(
+    place: usize,
+    passed: &Passed,
+    counts: &Counts,
+) -> Option<(String, &'static str)> {
+    let mut found = Vec::new();
+    for passage in passed.hooks.iter().filter(|hook| hook.place == place) {
+        if let Layer::Ip { v6 } | Layer::BridgedIp { v6 } = passage.layer {
+            found.extend(counts.legacy_at(v6, &[passage.hook]));
+        }
+    }
+    found.retain(|table| table.may_drop());
+    let command = found.first()?.command();
+    Some((explain::legacy_names(&found), command))
+}
+
+/// Tables that cannot be read, where nothing else tells of the loss.
+fn by_legacy(case: &Case<'_>) -> Option<Loss> {
+    let (tables, command) = legacy(case.place, case.passed, case.after)?;
+    Some(Loss {
+        leg: case.leg,
+        place: case.name.to_owned(),
+        reason: "filtered".into(),
+        by: "kernel",
+        evidence: Evidence::Derived,
+        meaning: format!(
+            "most likely by a rule of {tables}: these stand between where it was seen last and where it was not, and their rules cannot be seen"
+        ),
+        advice: format!(
+            "`{command} -c`, in {}, shows the rules and their counters; accept the packet there",
+            case.name
+        ),
+    })
+}
+
 /// An ICMP error that this place sent.
 fn by_error(case: &Case<'_>) -> Option<Loss> {
     let sent = |caught: &&Caught| caught.place == case.place && caught.out;
@@ -303,10 +345,37 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         ),
         () => ("refused", "see what the error says"),
     };
+    let (mut reason, mut advice) = (reason, advice.to_owned());
+    // To reject is what a rule does, with an error of its choice.
+    if let ("refused" | "filtered", Some((tables, command))) =
+        (reason, legacy(case.place, case.passed, case.after))
+    {
+        reason = "filtered";
+        advice = format!("a rule rejects it, most likely one of {tables}: `{command} -c`, there");
+    }
     let mtu = mtu
         .filter(|mtu| *mtu > 0)
         .map(|mtu| format!(", MTU {mtu}"))
         .unwrap_or_default();
+    // A route may forbid with the errors of rules and of neighbours: the table knows better.
+    let cause =
+        case.passed.cause.as_ref().filter(|(place, cause)| {
+            unreachable && *place == case.place && cause.reason == "no-route"
+        });
+    if let Some((_, cause)) = cause {
+        return Some(Loss {
+            leg: case.leg,
+            place: case.name.to_owned(),
+            reason: cause.reason.into(),
+            by: "kernel",
+            evidence: Evidence::Observed,
+            meaning: format!(
+                "{}; its kernel says so with an ICMP error, {name}",
+                cause.meaning
+            ),
+            advice: cause.advice.clone(),
+        });
+    }
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
@@ -314,7 +383,7 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         by: "kernel",
         evidence: Evidence::Observed,
         meaning: format!("its kernel says so with an ICMP error, {name}{mtu}"),
-        advice: advice.into(),
+        advice,
     })
 }
 
@@ -449,6 +518,7 @@ pub(super) fn refused(
     mtu: Option<u32>,
     device: &str,
     cause: Option<Cause>,
+    legacy: &[&LegacyTable],
 ) -> Loss {
     if let Some(cause) = cause {
         return Loss {
@@ -489,6 +559,14 @@ pub(super) fn refused(
             "see what the error says",
         ),
     };
+    let mut advice = advice.to_owned();
+    if let ("filtered", [first, ..]) = (reason, legacy) {
+        let names = explain::legacy_names(legacy);
+        advice += &format!(
+            "; or a rule of {names}, which cannot be seen: `{} -c`, there",
+            first.command()
+        );
+    }
     Loss {
         leg,
         place: place.to_owned(),
@@ -496,7 +574,7 @@ pub(super) fn refused(
         by: "kernel",
         evidence: Evidence::Observed,
         meaning,
-        advice: advice.into(),
+        advice,
     }
 }
 

@@ -323,7 +323,7 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
     let namespaces: Vec<&NetNs> = world.places.iter().map(|place| &place.namespace).collect();
     let mut watch = Watch::start(&namespaces, token.as_bytes(), port, ports)?;
     let source = probe.spoof.or(world.source.ip);
-    let sent = send::send(&world.places[start].namespace, source, dst, probe, &token)
+    let mut sent = send::send(&world.places[start].namespace, source, dst, probe, &token)
         .map_err(|error| world.without_address(start, source, error))?;
     let home = |caught: &Caught| caught.place == start && !caught.out;
     if sent.refused.is_none() {
@@ -335,6 +335,14 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
     watch.wait(AFTERMATH, cancel, |_| false)?;
     let caught = watch.stop()?;
     let after = counts(world)?;
+    // A rule may give it another source before it leaves: that is no substitute of the kernel's.
+    if probe.spoof.is_some() && !after[start].rewrites_sources(sent.dst.is_ipv6()) {
+        let mut left = caught.iter().filter(|c| c.place == start && c.out);
+        let first = left.find(|c| c.sight.kind == Kind::Request && c.sight.outer.is_none());
+        if let Some(first) = first {
+            sent.confirm(first.sight.ip.src);
+        }
+    }
     walk::walk(world, probe, &sent, caught, &before, &after)
 }
 

@@ -22,12 +22,23 @@ const ICMP_HEADER: usize = 8;
 pub(super) struct Sent {
     /// From which address.
     pub(super) src: IpAddr,
+    /// The spoofed source that was asked for, if the kernel put its own in its place.
+    pub(super) untaken: Option<IpAddr>,
     pub(super) dst: IpAddr,
     /// The packet's length in bytes.
     pub(super) size: usize,
     pub(super) token: String,
     /// The kernel would not send it.
     pub(super) refused: Option<io::Error>,
+}
+
+impl Sent {
+    /// Holds the spoofed source against that of the packet as it was `seen` leaving.
+    pub(super) fn confirm(&mut self, seen: IpAddr) {
+        if seen != self.src {
+            self.untaken = Some(std::mem::replace(&mut self.src, seen));
+        }
+    }
 }
 
 /// A token that no other packet carries: readable in a dump, and different every time.
@@ -86,6 +97,7 @@ pub(super) fn send(
         .context("cannot prepare the marked packet")?;
     Ok(Sent {
         src,
+        untaken: None,
         dst,
         size,
         token: token.to_owned(),

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
 use super::world::World;
-use crate::kernel::hooks::{self, Chain};
-use crate::kernel::{Address, BridgeEntry, Link, Neighbour, NetNs, Netlink, Route};
+use crate::kernel::hooks::{self, Chain, Hook, LegacyTable, Rewrite};
+use crate::kernel::{Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, Route};
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
 
@@ -26,6 +26,8 @@ pub(super) struct Kernel {
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) bridge: Vec<BridgeEntry>,
     pub(super) chains: Vec<Chain>,
+    /// Priorities of policy rules that not every host has, of IPv4 and IPv6.
+    rules: (Vec<u32>, Vec<u32>),
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
     pub(super) forwards: (bool, bool),
     /// Chains of IP see bridged frames too: `net.bridge.bridge-nf-call-iptables`, and `ip6tables`.
@@ -54,10 +56,24 @@ impl Kernel {
             neighbours: netlink.neighbours().await?,
             bridge: netlink.bridge_entries().await?,
             chains: chains?,
+            // A kernel may be built without them.
+            rules: (
+                netlink.policy_rules(Family::V4).await.unwrap_or_default(),
+                netlink.policy_rules(Family::V6).await.unwrap_or_default(),
+            ),
             forwards,
             bridge_calls,
             netlink,
         })
+    }
+
+    /// The priorities of policy rules beyond the standard ones, for the address's family.
+    pub(super) fn rules(&self, ip: IpAddr) -> &[u32] {
+        if ip.is_ipv4() {
+            &self.rules.0
+        } else {
+            &self.rules.1
+        }
     }
 
     pub(super) fn link(&self, index: u32) -> Option<&Link> {
@@ -98,6 +114,8 @@ pub(super) struct Counts {
     /// The kernel's own: `Ip.InAddrErrors`.
     pub(super) kernel: BTreeMap<String, u64>,
     pub(super) chains: Vec<Chain>,
+    /// Tables whose rules are not read.
+    pub(super) legacy: Vec<LegacyTable>,
     pub(super) daemon: Option<Status>,
     /// What each device has dropped or could not send, by its name.
     devices: HashMap<String, u64>,
@@ -112,12 +130,15 @@ impl Counts {
         socket: Option<&Path>,
         runtime: &Runtime,
     ) -> Result<Self> {
-        let (kernel, chains, devices) =
-            namespace.run(|| (kernel_counters(), hooks::chains(), device_drops()))?;
+        let (kernel, chains, legacy, devices) = namespace.run(|| {
+            let (chains, legacy) = (hooks::chains(), hooks::legacy_tables());
+            (kernel_counters(), chains, legacy, device_drops())
+        })?;
         let answer = socket.and_then(|socket| client::status(socket).ok());
         Ok(Self {
             kernel,
             chains: chains?,
+            legacy,
             daemon: answer.and_then(|answer| serde_json::from_value(answer).ok()),
             devices,
             queues: runtime.block_on(queue_drops(namespace))?,
@@ -154,6 +175,23 @@ impl Counts {
             drops.next().map_or(0, |drop| drop.packets)
         };
         get(self).saturating_sub(get(before))
+    }
+
+    /// A rule here may give packets another source, as far as can be read.
+    pub(super) fn rewrites_sources(&self, v6: bool) -> bool {
+        let mut rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules.any(|rule| rule.rewrites == Some(Rewrite::Source))
+            || self
+                .legacy
+                .iter()
+                .any(|table| table.v6 == v6 && table.name == "nat")
+    }
+
+    /// The tables of legacy iptables that look at a packet at these hooks.
+    pub(super) fn legacy_at(&self, v6: bool, hooks: &[Hook]) -> Vec<&LegacyTable> {
+        let stands = |table: &&LegacyTable| hooks.iter().any(|hook| table.stands_at(*hook));
+        let tables = self.legacy.iter().filter(|table| table.v6 == v6);
+        tables.filter(stands).collect()
     }
 
     /// By how much a rule's count has grown.
@@ -299,6 +337,31 @@ impl<'a> Looker<'a> {
         }
     }
 
+    /// The route that the kernel takes for a packet with this source that came in by `iif`, or is its own: `None` where there
+    /// are no policy rules that would look at these, or it does not say.
+    pub(super) fn ruled(
+        &mut self,
+        place: usize,
+        src: IpAddr,
+        dst: IpAddr,
+        iif: Option<u32>,
+    ) -> Result<Option<Option<Route>>> {
+        let kernel = self.look(place)?;
+        if kernel.rules(dst).is_empty() {
+            return Ok(None);
+        }
+        let netlink = kernel.netlink.clone();
+        Ok(
+            match self.runtime.block_on(netlink.route_of(src, dst, iif)) {
+                Ok(route) => Some(route),
+                Err(error) => match error.errno() {
+                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Some(None),
+                    _ => None,
+                },
+            },
+        )
+    }
+
     /// Where the other end of a veth is: place and index. `None`: not in a place that we can look into.
     pub(super) fn other_end(&mut self, place: usize, ifindex: u32) -> Result<Option<(usize, u32)>> {
         let world = self.world;
@@ -343,6 +406,7 @@ mod tests {
             protocol: 2,
             scope: 0,
             unicast: true,
+            refuses: None,
         }
     }
 

@@ -164,7 +164,7 @@ pub(super) fn walk(
                 .map(|place| world.name(place).to_owned()),
             ip: sent.dst,
         },
-        spoofed: probe.spoof.is_some(),
+        spoofed: probe.spoof.is_some() && sent.untaken.is_none(),
         size: sent.size,
         dont_fragment: probe.dont_fragment && sent.dst.is_ipv4(),
         token: sent.token.clone(),

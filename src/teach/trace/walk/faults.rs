@@ -241,13 +241,19 @@ impl Walk<'_> {
             )
         };
         let best = candidates(&kernel.routes, dst).into_iter().next();
-        let forbidden = best.filter(|best| best.matches && !best.route.unicast);
-        let meaning = match forbidden {
-            Some(best) => format!(
-                "the routing table of {here} forbids {dst}: {} is a blackhole or prohibited",
-                best.route.dst
+        let best = best.filter(|best| best.matches);
+        let forbids = best.and_then(|best| Some((best.route.refuses?, best.route.dst)));
+        let (meaning, advice) = match forbids {
+            Some((word, net)) => (
+                format!(
+                    "the routing table of {here} forbids {dst}: of its routes `{word} {net}` wins"
+                ),
+                format!("`ip {six}route del {word} {net}`, in {here}, if nobody needs it"),
             ),
-            None => format!("the routing table of {here} has no route to {dst}"),
+            None => (
+                format!("the routing table of {here} has no route to {dst}"),
+                advice,
+            ),
         };
         Ok(Cause {
             reason: "no-route",

@@ -21,16 +21,23 @@ impl Walk<'_> {
     pub(super) fn emit(&mut self, place: usize, refused: Option<&io::Error>) -> Result<State> {
         if let Some(error) = refused {
             let (mtu, local) = self.first_mtu(place)?;
-            let no_route = matches!(
-                error.raw_os_error(),
-                Some(libc::ENETUNREACH | libc::EHOSTUNREACH)
-            );
+            let no_route = match error.raw_os_error() {
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => true,
+                // What the kernel says of a route that forbids (fib_props, net/ipv4/fib_semantics.c).
+                Some(libc::EACCES | libc::EINVAL) => {
+                    self.looker.route(place, self.packet.dst)?.is_none()
+                }
+                _ => false,
+            };
             let cause = match no_route {
                 true => Some(self.no_route(place)?),
                 false => None,
             };
             let name = self.world.name(place);
-            let loss = fate::refused(name, self.packet.leg, error, mtu, &local, cause);
+            let v6 = self.packet.dst.is_ipv6();
+            let mut legacy = self.after[place].legacy_at(v6, &[Hook::Output]);
+            legacy.retain(|table| table.may_drop());
+            let loss = fate::refused(name, self.packet.leg, error, mtu, &local, cause, &legacy);
             return Ok(self.lost(place, loss));
         }
         let Some((mut oif, mut next)) = self.routed(place, "looks up the route")? else {
@@ -60,8 +67,17 @@ impl Walk<'_> {
 
     /// Looks up the route: the device and the next hop. `None`: there is none.
     fn routed(&mut self, place: usize, what: &str) -> Result<Option<(u32, IpAddr)>> {
-        let (_, dst) = self.current();
-        let chosen = self.looker.route(place, dst)?;
+        let (src, dst) = self.current();
+        let came = self.last.map(|last| &self.caught[last]);
+        let iif = came
+            .filter(|caught| caught.place == place && !caught.out)
+            .map(|caught| caught.ifindex);
+        let ruled = self.looker.ruled(place, src, dst, iif)?;
+        let follows = ruled.is_some();
+        let chosen = match ruled {
+            Some(route) => route,
+            None => self.looker.route(place, dst)?,
+        };
         let length = self.last.map(|_| self.last_seen().1);
         let kernel = self.looker.look(place)?;
         if let Some(link) = kernel.owner(dst) {
@@ -85,8 +101,26 @@ impl Walk<'_> {
         if !std::mem::replace(&mut self.taught_routes, true) {
             details.insert(0, TEACH_ROUTES.to_owned());
         }
+        let rules: Vec<_> = kernel.rules(dst).iter().map(u32::to_string).collect();
+        if !rules.is_empty() {
+            let how = match follows {
+                true => {
+                    "followed: the kernel itself was asked, for this source and device; of marks it was told nothing"
+                }
+                false => "not followed",
+            };
+            details.push(format!(
+                "policy rules stand there beside the standard ones, of priority {} (`ip rule`): {how}",
+                rules.join(", ")
+            ));
+        }
         let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
-            let text = format!("{what} to {dst}: there is none");
+            let best = all.first().filter(|best| best.matches);
+            let refusing = best.and_then(|best| Some((best.route.refuses?, best.route.dst)));
+            let text = match refusing {
+                Some((word, net)) => format!("{what} to {dst}: `{word} {net}` forbids it"),
+                None => format!("{what} to {dst}: there is none"),
+            };
             self.derive(place, None, Step::Route, Source::Kernel, text, details);
             let cause = self.no_route(place)?;
             self.blame(place, Some(cause));
@@ -151,11 +185,22 @@ impl Walk<'_> {
         let (before, after) = (&self.before[place], &self.after[place]);
         let kernel = self.looker.look(place)?;
         let rose = |chain: &_, handle| after.rule_rise(before, chain, handle);
-        let (lines, counted) = explain::chains(&kernel.chains, &passages, rose);
+        let (mut lines, counted) = explain::chains(&kernel.chains, &passages, rose);
+        let (legacy, unread) = match layer {
+            Layer::Ip { v6 } | Layer::BridgedIp { v6 } => {
+                let any = after.legacy.iter().filter(|table| table.v6 == *v6);
+                (after.legacy_at(*v6, hooks), any.collect())
+            }
+            _ => (Vec::new(), Vec::new()),
+        };
         self.passed.hooks.extend(passages);
         let names: Vec<_> = hooks.iter().map(|hook| hook.name()).collect();
         let names = names.join(", ");
         let text = match (layer, lines.len()) {
+            (Layer::Ip { .. } | Layer::BridgedIp { .. }, 0) if !legacy.is_empty() => format!(
+                "netfilter at {names}: no chain of nftables stands there, but {} may drop or rewrite it, unread",
+                explain::legacy_names(&legacy)
+            ),
             (Layer::Ip { .. }, 0) => {
                 format!("netfilter at {names}: no chain stands there, so nothing is filtered")
             }
@@ -171,6 +216,23 @@ impl Walk<'_> {
                 format!("netfilter at {names} of {name}: chains look at the frame")
             }
         };
+        if let Some(first) = legacy.first() {
+            lines.push(format!(
+                "{}: rules that cannot be read from here; `{} -c`, there, shows them",
+                explain::legacy_names(&legacy),
+                first.command()
+            ));
+        }
+        if !unread.is_empty() {
+            let text = format!(
+                "{}: the rules of {}",
+                self.world.name(place),
+                explain::legacy_names(&unread)
+            );
+            if !self.unseen.contains(&text) {
+                self.unseen.push(text);
+            }
+        }
         let source = if counted {
             Source::Counter
         } else {
@@ -210,9 +272,13 @@ impl Walk<'_> {
                         explain::mac(mac)
                     )
                 }
+                None if entry.is_none() => {
+                    format!("who is {next} on {name}? The neighbour table has nothing of it")
+                }
                 None => format!("who is {next} on {name}? {asks} asked, and nobody answered"),
             };
             let unknown = entry.as_ref().is_none_or(|entry| entry.mac.is_none());
+            self.passed.asked = entry.is_some();
             self.passed.neighbour = unknown.then_some((place, next));
             if unknown {
                 let is_bridge = link
@@ -561,9 +627,10 @@ impl Walk<'_> {
             Leg::Request => self.answered_from(place),
             Leg::Reply | Leg::Error => true,
         };
+        let (before, after) = (&self.before[place], &self.after[place]);
         if !came_of_it
-            && fate::dropped_by_chains(place, &self.passed, &self.before[place], &self.after[place])
-                .is_some()
+            && (fate::dropped_by_chains(place, &self.passed, before, after).is_some()
+                || fate::legacy(place, &self.passed, after).is_some())
         {
             return Ok(self.lose(place));
         }

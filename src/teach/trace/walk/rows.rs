@@ -212,7 +212,12 @@ impl Walk<'_> {
             "its data repeats the mark {:?}, by which every capture knows it",
             sent.token
         )];
-        if probe.spoof.is_some() {
+        if let Some(wanted) = sent.untaken {
+            details.push(format!(
+                "its source address was to be {wanted}, but the kernel put its own there, {}: this is no spoofed packet",
+                sent.src
+            ));
+        } else if probe.spoof.is_some() {
             details.push(format!(
                 "its source address {} is a lie: {} does not have it",
                 sent.src,
