@@ -109,10 +109,10 @@ impl Plane {
             Opened::Batched(device) => {
                 let mut pairs: Vec<(Sender, Receiver)> = Vec::new();
                 for underlay in underlays {
-                    let mut sender = sender(kit.config, &underlay, kit.site.bound)?;
-                    if let Some((first, _)) = pairs.first() {
-                        sender = sender.sharing(first);
-                    }
+                    let sender = match pairs.first() {
+                        None => sender(kit.config, &underlay, kit.site.bound)?,
+                        Some((first, _)) => first.another()?,
+                    };
                     pairs.push((sender, Receiver::new(underlay)?));
                 }
                 let (sender, receiver) = pairs.first().context("no sockets")?;
@@ -167,8 +167,7 @@ fn sender(config: &Config, underlay: &Underlay, bound: Endpoint) -> io::Result<S
     if let Backend::Udp(_) = config.backend {
         return Sender::of(underlay);
     }
-    let (options, queues) = (socket_options(config), config.datapath.queues());
-    let sender = Sender::pool(bound.v4, bound.v6, options, queues)?;
+    let sender = Sender::pool(bound.v4, bound.v6, socket_options(config))?;
     Ok(match config.datapath.zerocopy {
         Zerocopy::Auto => sender.with_zerocopy(false),
         Zerocopy::On => sender.with_zerocopy(true),

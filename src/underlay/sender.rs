@@ -19,10 +19,8 @@ use crate::datapath::batch::{Batch, Outbox};
 use crate::datapath::train::{Train, Trains};
 use crate::sys::udp::{Message, SendScratch, send_lent, send_many};
 
-/// Source ports of all queues together, per family.
+/// Source ports of a pool, per family.
 const POOL: u16 = 16;
-/// Source ports of one queue, per family, at least.
-const LEAST: u16 = 4;
 /// Distance of the ports that are tried first: spread over the dynamic range, so that hashes of them differ.
 const STRIDE: u16 = 1021;
 
@@ -67,8 +65,7 @@ impl Sender {
         Ok(Self::new(v4.into_iter(), clone(&underlay.v6)?.into_iter()))
     }
 
-    /// Sends from a pool of ports of the dynamic range on each address given (RFC 7348 section 5), for one of so many
-    /// `queues`.
+    /// Sends from a pool of ports of the dynamic range on each address given (RFC 7348 section 5).
     ///
     /// # Errors
     /// As bind(2). Ports that others have are passed over.
@@ -76,11 +73,9 @@ impl Sender {
         v4: Option<Ipv4Addr>,
         v6: Option<Ipv6Addr>,
         options: SocketOptions,
-        queues: u16,
     ) -> io::Result<Self> {
-        let ports = (POOL / queues.max(1)).max(LEAST);
         let pool = |ip: Option<IpAddr>| match ip {
-            Some(ip) => (0..ports).map(|n| bind_near(ip, n, options)).collect(),
+            Some(ip) => (0..POOL).map(|n| bind_near(ip, n, options)).collect(),
             None => Ok(Vec::new()),
         };
         let v4: Vec<UdpSocket> = pool(v4.map(IpAddr::V4))?;
@@ -116,14 +111,23 @@ impl Sender {
         self
     }
 
-    /// Remembers together with `first`, another queue's, what the kernel does and what not.
-    #[must_use]
-    pub fn sharing(mut self, first: &Sender) -> Self {
-        self.segmentation = first.segmentation.clone();
-        if let (Some(own), Some(first)) = (&mut self.zerocopy, &first.zerocopy) {
-            own.share(first);
-        }
-        self
+    /// The same sockets, for another queue. A flow's source port must not depend on the queue by which it leaves: the
+    /// peer's answers would come by another queue then, the kernel would move the flow to that one, and so on. It lends
+    /// nothing: what the kernel says of lent memory, a socket says once.
+    ///
+    /// # Errors
+    /// If a descriptor cannot be duplicated.
+    pub fn another(&self) -> io::Result<Self> {
+        let clones: Vec<_> = self
+            .sockets
+            .iter()
+            .map(UdpSocket::try_clone)
+            .collect::<io::Result<_>>()?;
+        let mut clones = clones.into_iter();
+        let v4: Vec<_> = clones.by_ref().take(self.v4).collect();
+        let mut other = Self::new(v4.into_iter(), clones);
+        other.segmentation = self.segmentation.clone();
+        Ok(other)
     }
 
     /// What became of zerocopy, if it was asked for.

@@ -202,11 +202,6 @@ impl Zerocopy {
         }
     }
 
-    /// Remembers together with another what the kernel does.
-    pub(super) fn share(&mut self, other: &Zerocopy) {
-        self.report = other.report.clone();
-    }
-
     pub(super) fn report(&self) -> Arc<Report> {
         self.report.clone()
     }

@@ -193,6 +193,7 @@ fn several_vxlan_queues_keep_order() {
 /// What one queue counts is told together with what the others do, and busy polling ends when it is told to.
 #[test]
 fn several_queues_that_poll_busily_are_told_of_and_stop() {
+    stay_on_one_processor();
     let bed = crate::bed(2, Backend::Vxlan, Underlay::V4);
     let settings = [("datapath.queues", "4"), ("datapath.busy-poll", "50")];
     let daemons = bed.start_set(Backend::Vxlan, &settings);
