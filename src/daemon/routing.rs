@@ -173,6 +173,7 @@ mod tests {
 
     fn route(dst: &str, via: Option<&str>, oif: u32) -> Route {
         Route {
+            refuses: None,
             dst: dst.parse().unwrap(),
             oif: Some(oif),
             via: via.map(|ip| ip.parse().unwrap()),

@@ -37,6 +37,7 @@ fn address(ifindex: u32, ip: &str) -> Address {
 /// As the kernel tells a route of ours.
 fn as_told(spec: &RouteSpec) -> Route {
     Route {
+        refuses: None,
         dst: spec.dst,
         oif: Some(spec.oif),
         via: spec.via,
