@@ -9,6 +9,8 @@
 
 pub mod file;
 mod parse;
+pub mod pool;
+pub mod schema;
 pub mod sync;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
