@@ -23,7 +23,6 @@ use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
 use fdb::{Endpoint, Snapshot};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
-use tokio::sync::mpsc;
 
 use crate::config::{self, Backend, Config, Df, Dscp, Ecn, Store, Zerocopy};
 use crate::datapath::counters::Counters;
@@ -32,9 +31,9 @@ use crate::datapath::{Forwarding, Options};
 use crate::kernel::Netlink;
 use crate::kernel::device::DeviceSpec;
 use crate::kernel::host::{Host, Site, Wanted};
-use crate::lease::Lease;
-use crate::lease::file::FileStore;
+use crate::lease::store::LeaseStore;
 use crate::lease::sync::{self, Ground, KnownPeers};
+use crate::lease::{self, Lease};
 use crate::observe::server::Control;
 use crate::observe::status;
 use crate::sys;
@@ -51,10 +50,13 @@ const IPV6_MIN_MTU: u16 = 1280;
 /// Sets the log level.
 pub type SetLogLevel = Box<dyn Fn(&str)>;
 
+/// Reads the configuration, given the net-conf that the store holds.
+pub type Reload = dyn Fn(Option<&[u8]>) -> Result<Config, config::ConfigError>;
+
 /// What the daemon asks of its surroundings.
 pub struct Surroundings {
-    /// Reads the configuration again, on SIGHUP.
-    pub reload: Box<dyn Fn() -> Result<Config, config::ConfigError>>,
+    /// Reads the configuration again, on SIGHUP, and when the store's net-conf is known.
+    pub reload: Box<Reload>,
     /// Sets the log level.
     pub set_log_level: SetLogLevel,
 }
@@ -65,17 +67,22 @@ pub struct Surroundings {
 /// If it cannot start, or the device is taken away while it runs. Everything it made is gone by then.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let started = Instant::now();
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     config
         .warnings
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
     let netlink = Netlink::open().context("cannot talk to the kernel")?;
-    let Store::File { path } = &config.store;
-    let store = FileStore::new(path);
     // Watched before it is read, so that no change falls between.
-    let changes = store.watch().context("cannot watch the lease file")?;
-    let leases = store.load()?;
+    let mut store = LeaseStore::open(&config.store).context("cannot watch the lease file")?;
+    let net_conf = tokio::select! {
+        net_conf = store.net_conf() => net_conf,
+        () = signals.end() => return Ok(()),
+    };
+    let config = match &net_conf {
+        Some(conf) => (surroundings.reload)(Some(conf))?,
+        None => config,
+    };
 
     let wanted = Wanted {
         iface: config.node.iface.clone(),
@@ -85,8 +92,17 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         },
     };
     let host = Host::read(&netlink, wanted).await?;
-    let own = sync::find_own(&leases, &host.candidates()?)
-        .with_context(|| format!("lease file {}", path.display()))?
+    let candidates = host.candidates()?;
+    tokio::select! {
+        () = store.take(&config, lease::store::public(&config, &candidates)) => {}
+        () = signals.end() => return Ok(()),
+    }
+    let leases = store.load().map_err(|fault| anyhow!(fault))?;
+    let own = sync::find_own(&leases, &candidates)
+        .with_context(|| match &config.store {
+            Store::File { path } => format!("lease file {}", path.display()),
+            Store::Etcd(etcd) => format!("etcd {}", etcd.prefix),
+        })?
         .clone();
     let site = host.site(own.endpoint())?;
     site.warnings
@@ -98,7 +114,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         surroundings,
         netlink,
         store,
-        changes,
+        net_conf,
         leases,
         own,
         site,
@@ -128,8 +144,8 @@ struct Start {
     config: Config,
     surroundings: Surroundings,
     netlink: Netlink,
-    store: FileStore,
-    changes: mpsc::Receiver<()>,
+    store: LeaseStore,
+    net_conf: Option<Vec<u8>>,
     leases: Vec<Lease>,
     own: Lease,
     site: Site,
@@ -146,7 +162,7 @@ impl Start {
             surroundings,
             netlink,
             store,
-            changes,
+            net_conf,
             leases,
             own,
             site,
@@ -187,6 +203,7 @@ impl Start {
         let options = options(&config, &own);
         let Accepted { tables, mut view } = Accepted::new(synced);
         view.routes.clone_from(&spec.routes);
+        view.addresses.clone_from(&spec.addresses);
         let snapshot = Snapshot::new(Forwarding { tables, options });
         let stop = Arc::new(Stop::new()?);
         let plan = Plan {
@@ -236,7 +253,7 @@ impl Start {
             },
             engine: config.datapath.engine.name(),
             extras,
-            own: own.clone(),
+            store: store.face(),
             counters,
             device: spec.clone(),
             link,
@@ -251,6 +268,7 @@ impl Start {
             config,
             surroundings,
             store,
+            net_conf,
             leases,
             ground,
             encapsulation,
@@ -258,14 +276,13 @@ impl Start {
             node,
         };
         daemon.announce();
-        let served = daemon
-            .serve(&control, &mut signals, changes, &mut threads)
-            .await;
+        let served = daemon.serve(&control, &mut signals, &mut threads).await;
 
         // Everything goes with its owner: the device with its queue, addresses and routes with the device,
         // the control socket with `control`.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         let forwarded = threads.join()?;
+        daemon.store.close().await;
         // A device that someone made persistent outlives its queue, but not us.
         if let Some(left) = netlink.link_by_index(index).await? {
             netlink.delete_link(&left.name).await?;
@@ -330,16 +347,17 @@ fn device_spec<E: Encapsulation>(
     Ok(DeviceSpec {
         name: config.device.name.clone(),
         mtu,
-        addresses: [
-            own.subnet.map(|net| IpAddr::V4(net.network())),
-            own.ipv6_subnet.map(|net| IpAddr::V6(net.network())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
+        addresses: addresses(own),
         routes: routes(config, routed),
         ipv6_route_mtu: Some(v6_mtu).filter(|v6| *v6 < mtu),
     })
+}
+
+/// The device's addresses: the bases of the lease's subnets, like flannel's.
+fn addresses(own: &Lease) -> Vec<IpAddr> {
+    let v4 = own.subnet.map(|net| IpAddr::V4(net.network()));
+    let v6 = own.ipv6_subnet.map(|net| IpAddr::V6(net.network()));
+    v4.into_iter().chain(v6).collect()
 }
 
 /// The largest inner packet of a family that one datagram carries over our underlay, in bytes. Each family

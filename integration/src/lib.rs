@@ -2,6 +2,7 @@
 //!
 //! - [`bed`]: nodes, pods and an underlay made of network namespaces, and daemons that run in them
 //! - [`probe`]: traffic between two namespaces that must arrive whole
+//! - [`etcd`]: the lease store that flannel nodes share
 //! - [`flannel`]: a node whose kernel is the VXLAN peer, as flannel makes it
 //! - [`offloads`]: what the underlay's devices leave to others
 //! - [`wire`]: what passes on the underlay
@@ -13,6 +14,7 @@
 pub mod bed;
 mod config;
 mod daemon;
+pub mod etcd;
 pub mod flannel;
 pub mod fuzz;
 mod leftovers;

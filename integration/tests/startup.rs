@@ -484,8 +484,8 @@ fn mistakes_in_the_configuration_end_with_78() {
             &["datapath.engine", "uring", "batched"],
         ),
         (
-            config.clone().set("store.type", "etcd"),
-            &["store.type", "etcd", "file"],
+            config.clone().set("store.type", "zookeeper"),
+            &["store.type", "zookeeper", "file or etcd"],
         ),
         (
             config

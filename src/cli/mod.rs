@@ -6,7 +6,9 @@ mod bench;
 mod config;
 mod dissect;
 mod lab;
+mod lease;
 mod mtu;
+mod peers;
 mod run;
 mod status;
 mod trace;
@@ -64,6 +66,10 @@ enum Command {
     Run(run::Args),
     /// Show a running daemon's health, device, lease, peers and drops
     Status(status::Args),
+    /// The leases in the store, and this node's own
+    Lease(lease::Args),
+    /// The other nodes, as the running daemon knows them
+    Peers(peers::Args),
     /// Check a configuration, or print an example
     Config(config::Args),
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work
@@ -96,6 +102,8 @@ pub fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Status(args) => status::main(&args),
+        Command::Lease(args) => lease::main(args),
+        Command::Peers(args) => peers::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),
         Command::Bench(args) => bench::main(*args),

@@ -20,10 +20,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: Args) -> Exit {
-    let load = move || -> Result<Config, ConfigError> {
-        Config::load(args.config.as_deref(), &args.overrides, std::env::vars_os())
+    let load = move |store_conf: Option<&[u8]>| -> Result<Config, ConfigError> {
+        let overrides = args.overrides.clone().with_store_conf(store_conf);
+        Config::load(args.config.as_deref(), &overrides, std::env::vars_os())
     };
-    let config = match load() {
+    let config = match load(None) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("overlayd: {error}");

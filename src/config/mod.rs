@@ -25,6 +25,7 @@ mod values;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,8 @@ pub(crate) use error::Quoted;
 pub use error::{ConfigError, Origin, Setting};
 pub(crate) use netconf::field as json_field;
 pub use overrides::Overrides;
+
+use crate::lease::pool::Pool;
 pub(crate) use values::refuse_public;
 
 /// Where the configuration is looked for when `--config` does not say.
@@ -49,6 +52,8 @@ pub struct Config {
     pub subnet_len: u8,
     /// Prefix length of one node's IPv6 subnet.
     pub ipv6_subnet_len: u8,
+    /// The subnets that nodes may take.
+    pub pool: Pool,
     /// The encapsulation.
     pub backend: Backend,
     /// This node.
@@ -243,6 +248,51 @@ pub enum Store {
         /// Its path from the root.
         path: PathBuf,
     },
+    /// etcd, as flannel's nodes use it.
+    Etcd(Box<EtcdStore>),
+}
+
+/// How to reach etcd, and what to write there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdStore {
+    /// URLs of its members; at least one.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with.
+    pub prefix: String,
+    /// The certificate authority.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate.
+    pub cert_file: Option<PathBuf>,
+    /// Its key.
+    pub key_file: Option<PathBuf>,
+    /// The user.
+    pub username: Option<String>,
+    /// Where the user's password stands.
+    pub password: Option<Password>,
+    /// How long before its end our lease is renewed.
+    pub renew_margin: Duration,
+    /// How long our lease lives without renewal.
+    pub lease_ttl: Duration,
+    /// Where the last known leases are kept.
+    pub saved_table: PathBuf,
+}
+
+/// A password, or where it stands. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// The first line of a file, read when it is needed.
+    File(PathBuf),
+    /// The password itself.
+    Text(String),
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Password::File(path) => f.debug_tuple("File").field(path).finish(),
+            Password::Text(_) => f.write_str("Text(..)"),
+        }
+    }
 }
 
 /// The control socket.
@@ -342,7 +392,13 @@ impl Config {
                 "datapath.udp6-zero-checksum",
                 self.datapath.udp6_zero_checksum != new.datapath.udp6_zero_checksum,
             ),
-            ("store.path", self.store != new.store),
+            (
+                match (&self.store, &new.store) {
+                    (Store::File { .. }, Store::File { .. }) => "store.path",
+                    _ => "store",
+                },
+                self.store != new.store,
+            ),
             ("control.socket", self.control != new.control),
             ("log.format", self.log.format != new.log.format),
         ];

@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Bool,
     /// An integer or a string (`queues = 1`, `queues = "auto"`).
     NumberOrText,
+    /// A string, or an array of strings; the flag may be repeated. Held as one text, a line for each.
+    List,
 }
 
 /// One option.
@@ -150,8 +152,6 @@ const fn later(
     }
 }
 
-const USE_FILE_STORE: &str = "it belongs to the etcd store; keep the leases in a file (store.path)";
-
 /// The table.
 #[rustfmt::skip]
 pub static OPTIONS: &[Opt] = &[
@@ -163,6 +163,14 @@ pub static OPTIONS: &[Opt] = &[
         "Prefix length of one node's IPv4 subnet, as in flannel's net-conf. Leases may differ from it."),
     row("network", "ipv6-subnet-len", "ipv6-subnet-len", Kind::Number, "64", "64, or 2 more than a network longer than /62",
         "Prefix length of one node's IPv6 subnet. Leases may differ from it."),
+    row("network", "subnet-min", "subnet-min", Kind::Text, r#""10.244.1.0""#, "the second subnet",
+        "etcd: first IPv4 subnet that a node may take."),
+    row("network", "subnet-max", "subnet-max", Kind::Text, r#""10.244.255.0""#, "the last subnet",
+        "etcd: last IPv4 subnet that a node may take."),
+    row("network", "ipv6-subnet-min", "ipv6-subnet-min", Kind::Text, r#""fd00:10:244:1::""#, "the second subnet",
+        "etcd: first IPv6 subnet that a node may take."),
+    row("network", "ipv6-subnet-max", "ipv6-subnet-max", Kind::Text, r#""fd00:10:244:ffff::""#, "the last subnet",
+        "etcd: last IPv6 subnet that a node may take."),
     flannel("FLANNELD_NET_CONFIG_PATH",
         row("network", "net-conf", "net-conf", Kind::Text, r#""/etc/kube-flannel/net-conf.json""#, "none",
         "flannel's net-conf.json: network and backend are read from it. What is also set here must agree.")),
@@ -217,9 +225,39 @@ pub static OPTIONS: &[Opt] = &[
         "Accept a zero outer UDP checksum over IPv6 (RFC 6935)."),
 
     row("store", "type", "store", Kind::Text, r#""file""#, "file",
-        "Kind of lease store."),
+        "Kind of lease store: file, or etcd (which flannel's nodes share)."),
     row("store", "path", "leases", Kind::Text, r#""leases.json""#, "leases.json beside the configuration file",
-        "The lease file, relative to the file that names it. Its directory is watched: replace it by rename."),
+        "file: the lease file, relative to the file that names it. Its directory is watched: replace it by rename."),
+    flannel("FLANNELD_ETCD_ENDPOINTS",
+        row("store", "endpoints", "etcd-endpoints", Kind::List, r#"["http://127.0.0.1:2379"]"#, "http://127.0.0.1:2379",
+        "etcd: its members, one of which must answer.")),
+    flannel("FLANNELD_ETCD_PREFIX",
+        row("store", "prefix", "etcd-prefix", Kind::Text, r#""/coreos.com/network""#, "/coreos.com/network",
+        "etcd: what all keys begin with.")),
+    flannel("FLANNELD_ETCD_CAFILE",
+        row("store", "ca-file", "etcd-ca-file", Kind::Text, r#""ca.pem""#, "none",
+        "etcd: the certificate authority that its members are checked against; makes it TLS.")),
+    flannel("FLANNELD_ETCD_CERTFILE",
+        row("store", "cert-file", "etcd-cert-file", Kind::Text, r#""cert.pem""#, "none",
+        "etcd: the certificate that this node shows.")),
+    flannel("FLANNELD_ETCD_KEYFILE",
+        row("store", "key-file", "etcd-key-file", Kind::Text, r#""key.pem""#, "none",
+        "etcd: that certificate's key.")),
+    flannel("FLANNELD_ETCD_USERNAME",
+        row("store", "username", "etcd-username", Kind::Text, r#""overlay""#, "none",
+        "etcd: the user.")),
+    row("store", "password-file", "etcd-password-file", Kind::Text, r#""password""#, "none",
+        "etcd: a file that holds the user's password, its first line."),
+    flannel("FLANNELD_ETCD_PASSWORD",
+        row("store", "password", "etcd-password", Kind::Text, r#""secret""#, "none",
+        "etcd: the user's password. Better in password-file: others may see flags and variables.")),
+    flannel("FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
+        row("store", "renew-margin", "lease-renew-margin", Kind::Number, "60", "60",
+        "etcd: minutes before its end at which this node's lease is renewed, 1 to 1439.")),
+    row("store", "lease-ttl", "lease-ttl", Kind::Number, "86400", "86400",
+        "etcd: seconds that this node's lease lives without renewal, 5 to 2592000; flannel's are 24 hours."),
+    row("store", "saved-table", "saved-table", Kind::Text, r#""/var/lib/overlayd/leases.saved""#, "/var/lib/overlayd/leases.saved",
+        "etcd: the file that keeps the last known leases, for a start without the store."),
 
     row("control", "socket", "socket", Kind::Text, r#""/run/overlayd/overlayd.sock""#, "/run/overlayd/overlayd.sock",
         "Unix socket that `overlayd status` and the other reading commands ask."),
@@ -230,13 +268,6 @@ pub static OPTIONS: &[Opt] = &[
         "text or json (one object per line)."),
 
     later("control", "metrics", r#""127.0.0.1:9285""#, "read `overlayd status --json` instead"),
-    later("store", "endpoints", r#"["http://127.0.0.1:2379"]"#, USE_FILE_STORE),
-    later("store", "prefix", r#""/coreos.com/network""#, USE_FILE_STORE),
-    later("store", "ca-file", r#""ca.pem""#, USE_FILE_STORE),
-    later("store", "cert-file", r#""cert.pem""#, USE_FILE_STORE),
-    later("store", "key-file", r#""key.pem""#, USE_FILE_STORE),
-    later("store", "username", r#""user""#, USE_FILE_STORE),
-    later("store", "password-file", r#""password""#, USE_FILE_STORE),
     later("store", "subnet-file", r#""/run/flannel/subnet.env""#, "read the subnet and MTU from `overlayd status --json`"),
 ];
 

@@ -9,6 +9,8 @@ use super::options::{self, Kind, OPTIONS, Opt};
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     values: Vec<(&'static Opt, String)>,
+    /// The store's net-conf, once it is known.
+    pub(crate) store_conf: Option<Vec<u8>>,
 }
 
 impl Overrides {
@@ -22,6 +24,14 @@ impl Overrides {
             Some(opt) => self.put(opt, value.into()),
             None => panic!("there is no option {name}"),
         }
+        self
+    }
+
+    /// With the net-conf that the store holds (etcd's `<prefix>/config`): without it the network and the
+    /// backend of an overlay on etcd are not known.
+    #[must_use]
+    pub fn with_store_conf(mut self, conf: Option<&[u8]>) -> Self {
+        self.store_conf = conf.map(<[u8]>::to_vec);
         self
     }
 
@@ -55,6 +65,7 @@ fn arg(opt: &'static Opt) -> Arg {
             .value_name("true|false"),
         Kind::Number => arg.value_name("N"),
         Kind::Text | Kind::NumberOrText => arg.value_name("VALUE"),
+        Kind::List => arg.value_name("VALUE").action(clap::ArgAction::Append),
     }
 }
 
@@ -77,8 +88,9 @@ impl FromArgMatches for Overrides {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for opt in OPTIONS.iter().filter(|opt| opt.later.is_none()) {
-            if let Some(value) = matches.get_one::<String>(opt.flag) {
-                self.put(opt, value.clone());
+            if let Some(values) = matches.get_many::<String>(opt.flag) {
+                let values: Vec<_> = values.map(String::as_str).collect();
+                self.put(opt, values.join("\n"));
             }
         }
         Ok(())

@@ -36,6 +36,8 @@ pub(crate) struct RawConfig {
     pub(crate) warnings: Vec<String>,
     /// What is wrong.
     pub(crate) problems: Vec<String>,
+    /// The store's net-conf, once it is known.
+    pub(crate) store_conf: Option<Vec<u8>>,
 }
 
 impl RawConfig {
@@ -241,7 +243,16 @@ impl FileReader<'_> {
     }
 
     fn value(&mut self, opt: &'static Opt, value: &Spanned<DeValue<'_>>) {
-        match text_of(opt.kind, value.get_ref()) {
+        let text = match (opt.kind, value.get_ref()) {
+            (Kind::List, DeValue::Array(items)) => items
+                .iter()
+                .map(|item| item.get_ref().as_str().filter(|text| !text.contains('\n')))
+                .collect::<Option<Vec<_>>>()
+                .map(|texts| texts.join("\n"))
+                .ok_or("an array of strings, each of one line"),
+            (kind, value) => text_of(kind, value),
+        };
+        match text {
             Ok(text) => {
                 let origin = self.at(value);
                 self.raw.push(Setting::new(opt, text, origin));
@@ -350,7 +361,9 @@ impl FileReader<'_> {
 /// The text of a value that has the right kind; otherwise what was expected.
 fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
     match (kind, value) {
-        (Kind::Text | Kind::NumberOrText, DeValue::String(text)) => Ok(text.to_string()),
+        (Kind::Text | Kind::NumberOrText | Kind::List, DeValue::String(text)) => {
+            Ok(text.to_string())
+        }
         (Kind::Number | Kind::NumberOrText, DeValue::Integer(number)) => {
             // Hexadecimal and the like become decimal; what no i128 holds stays as written and is
             // refused as out of range later.
@@ -362,6 +375,7 @@ fn text_of(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
         (Kind::Number, _) => Err("a number without quotes"),
         (Kind::Bool, _) => Err("true or false"),
         (Kind::NumberOrText, _) => Err("a number or a string"),
+        (Kind::List, _) => Err("a string or an array of strings"),
     }
 }
 

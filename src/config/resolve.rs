@@ -4,16 +4,22 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::{ConfigError, Origin, Setting};
 use super::overrides::Overrides;
 use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
 use super::{
-    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, Injection,
-    Log, LogFormat, Node, Store, UdpBackend, VxlanBackend, Zerocopy, netconf, values,
+    Backend, Config, Control, DEFAULT_SOCKET, Datapath, Device, Df, Dscp, Ecn, Engine, EtcdStore,
+    Injection, Log, LogFormat, Node, Password, Store, UdpBackend, VxlanBackend, Zerocopy, netconf,
+    values,
 };
+use crate::lease::pool::{Pool, Range};
 
+/// Where the last known leases are kept, so that a host that starts while the store is away has them.
+const DEFAULT_SAVED_TABLE: &str = "/var/lib/overlayd/leases.saved";
 /// A configuration longer than this is some other file.
 const LONGEST_FILE: u64 = 1 << 20;
 
@@ -24,6 +30,7 @@ pub(crate) fn load(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Config, ConfigError> {
     let mut raw = RawConfig::default();
+    raw.store_conf.clone_from(&overrides.store_conf);
     for setting in overrides.settings() {
         raw.push(setting);
     }
@@ -86,23 +93,12 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
     let implies_udp = r.net_conf();
     let network = r.network(file, missing);
     let (subnet_len, ipv6_subnet_len) = r.subnet_lens(network);
+    let pool = r.pool(network, subnet_len, ipv6_subnet_len);
     let backend = r.backend(implies_udp);
     let node = r.node();
     let device = r.device(network, &node);
     let datapath = r.datapath();
-    let _: Option<()> = r.read("store.type", |text| match text {
-        "file" => Ok(()),
-        "etcd" => Err(not_in_this_version("use \"file\"")),
-        _ => Err("unknown; use \"file\"".to_owned()),
-    });
-    let beside = || {
-        file.parent()
-            .map_or_else(PathBuf::new, Path::to_owned)
-            .join("leases.json")
-    };
-    let store = Store::File {
-        path: r.path("store.path", beside),
-    };
+    let store = r.store(file);
     let control = Control {
         socket: r.path("control.socket", || DEFAULT_SOCKET.into()),
     };
@@ -130,6 +126,7 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
         network,
         subnet_len,
         ipv6_subnet_len,
+        pool,
         backend,
         node,
         device,
@@ -184,20 +181,122 @@ impl Resolver {
         }
     }
 
+    fn maybe_path(&mut self, name: &str) -> Option<PathBuf> {
+        self.raw.get(name)?;
+        Some(self.path(name, PathBuf::new))
+    }
+
+    fn on_etcd(&self) -> bool {
+        let store = self.raw.get("store.type");
+        store.is_some_and(|setting| setting.text == "etcd")
+    }
+
+    fn store(&mut self, file: &Path) -> Store {
+        let etcd = self.word("store.type", &[("file", false), ("etcd", true)]);
+        if etcd != Some(true) {
+            let beside = || {
+                file.parent()
+                    .map_or_else(PathBuf::new, Path::to_owned)
+                    .join("leases.json")
+            };
+            return Store::File {
+                path: self.path("store.path", beside),
+            };
+        }
+        let endpoints = self.read("store.endpoints", |text| {
+            // flannel parts them by commas.
+            values::list(&text.replace(',', "\n"), |one| values::endpoint(one.trim()))
+        });
+        let margin = self.read("store.renew-margin", |text| {
+            values::number(text, 1..=1439u64, "minutes")
+        });
+        let ttl = self.read("store.lease-ttl", |text| {
+            values::number(text, 5..=2_592_000u64, "seconds")
+        });
+        let password = match self.maybe_path("store.password-file") {
+            Some(path) => Some(Password::File(path)),
+            None => self.text("store.password").map(Password::Text),
+        };
+        let prefix = self.read("store.prefix", values::key_prefix);
+        Store::Etcd(Box::new(EtcdStore {
+            endpoints: endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]),
+            prefix: prefix.unwrap_or_else(|| "/coreos.com/network".to_owned()),
+            ca_file: self.maybe_path("store.ca-file"),
+            cert_file: self.maybe_path("store.cert-file"),
+            key_file: self.maybe_path("store.key-file"),
+            username: self.text("store.username"),
+            password,
+            renew_margin: Duration::from_secs(60 * margin.unwrap_or(60)),
+            lease_ttl: Duration::from_secs(ttl.unwrap_or(86_400)),
+            saved_table: self.path("store.saved-table", || DEFAULT_SAVED_TABLE.into()),
+        }))
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.raw.get(name).map(|setting| setting.text.clone())
+    }
+
+    fn pool(&mut self, network: fdb::Network, v4_len: u8, v6_len: u8) -> Pool {
+        let mut range = |net: Option<ipnet::IpNet>, len, min: &str, max: &str| {
+            let net = net?;
+            let base = |text: &str| -> Result<IpAddr, String> {
+                text.parse()
+                    .map_err(|_| "not an IP address; write a subnet's base address".to_owned())
+            };
+            let (low, high) = (self.read(min, base), self.read(max, base));
+            match Range::new(net, len, low, high) {
+                Ok(range) => Some(range),
+                Err(what) => {
+                    let setting = self.raw.get(min).or_else(|| self.raw.get(max));
+                    let what =
+                        setting.map_or_else(|| what.clone(), |setting| setting.problem(&what));
+                    self.problem(what);
+                    None
+                }
+            }
+        };
+        Pool {
+            v4: range(
+                network.v4.map(Into::into),
+                v4_len,
+                "network.subnet-min",
+                "network.subnet-max",
+            ),
+            v6: range(
+                network.v6.map(Into::into),
+                v6_len,
+                "network.ipv6-subnet-min",
+                "network.ipv6-subnet-max",
+            ),
+        }
+    }
+
     /// Reads the net-conf.json that is named, if one is. True where it leaves the backend to
     /// flannel's default.
     fn net_conf(&mut self) -> bool {
-        let Some(setting) = self.raw.get("network.net-conf").cloned() else {
-            return false;
-        };
-        let path = resolve_path(&setting);
-        let bytes = match read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.problem(setting.problem(format!(
-                    "{error}; give the path of a net-conf.json, or take the option out"
-                )));
-                return false;
+        let (path, bytes) = match self.raw.get("network.net-conf").cloned() {
+            // What the nodes of the cluster share counts more than a copy beside us.
+            _ if self.on_etcd() => {
+                let Some(bytes) = self.raw.store_conf.take() else {
+                    return false;
+                };
+                let prefix = self.text("store.prefix");
+                let prefix = prefix.as_deref().unwrap_or("/coreos.com/network");
+                let path = PathBuf::from(format!("etcd:{}/config", prefix.trim_end_matches('/')));
+                (path, bytes)
+            }
+            None => return false,
+            Some(setting) => {
+                let path = resolve_path(&setting);
+                match read(&path) {
+                    Ok(bytes) => (path, bytes),
+                    Err(error) => {
+                        self.problem(setting.problem(format!(
+                            "{error}; give the path of a net-conf.json, or take the option out"
+                        )));
+                        return false;
+                    }
+                }
             }
         };
         let conf = match netconf::parse(&path, &bytes) {
@@ -230,7 +329,7 @@ impl Resolver {
         let unset = |name| self.raw.get(name).is_none();
         // A net-conf.json that could not be read has been complained of already.
         let told = self.raw.get("network.net-conf").is_some() && !self.raw.problems.is_empty();
-        if unset("network.network") && unset("network.ipv6-network") && !told {
+        if unset("network.network") && unset("network.ipv6-network") && !told && !self.on_etcd() {
             let so = if missing {
                 "does not exist, and no flag names"
             } else {

@@ -233,6 +233,33 @@ pub(crate) fn underlay_interface(text: &str) -> Checked<String> {
     }
 }
 
+/// The lines of a list, each of which must be right.
+pub(crate) fn list<T>(text: &str, parse: impl Fn(&str) -> Checked<T>) -> Checked<Vec<T>> {
+    text.split('\n').map(parse).collect()
+}
+
+/// A URL of etcd, with or without its scheme.
+pub(crate) fn endpoint(text: &str) -> Checked<String> {
+    let address = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"))
+        .unwrap_or(text);
+    let blank = |c: char| c.is_whitespace() || c.is_control();
+    if address.is_empty() || address.contains("://") || address.contains(blank) {
+        return Err("not an endpoint; write for example http://127.0.0.1:2379".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// What all keys in etcd begin with; slashes at its end are not part of it.
+pub(crate) fn key_prefix(text: &str) -> Checked<String> {
+    let prefix = text.trim_end_matches('/');
+    if prefix.is_empty() || prefix.contains(char::is_control) {
+        return Err("not a prefix of keys; write for example /coreos.com/network".to_owned());
+    }
+    Ok(prefix.to_owned())
+}
+
 /// Why an address can not be a public IP: nobody could send to it from another host.
 pub(crate) fn refuse_public(address: IpAddr) -> Checked<()> {
     let kind = match address {

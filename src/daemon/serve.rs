@@ -12,7 +12,6 @@ use fdb::Snapshot;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 
 use super::Surroundings;
 use super::engines::Extras;
@@ -23,7 +22,7 @@ use crate::datapath::counters::{Counters, PeerCounters};
 use crate::kernel::device::DeviceSpec;
 use crate::kernel::{Link, Netlink, Route, RouteSpec, preflight};
 use crate::lease::Lease;
-use crate::lease::file::FileStore;
+use crate::lease::store::{Face, LeaseStore};
 use crate::lease::sync::{self, Ground, KnownPeers, Objection, PeerLeases, Synced};
 use crate::observe::server::Control;
 use crate::observe::status::{self, Health, Status, Warning};
@@ -32,7 +31,9 @@ use crate::observe::status::{self, Health, Status, Warning};
 pub(super) struct Daemon<E> {
     pub(super) config: Config,
     pub(super) surroundings: Surroundings,
-    pub(super) store: FileStore,
+    pub(super) store: LeaseStore,
+    /// The net-conf that the store held at start, if it holds one.
+    pub(super) net_conf: Option<Vec<u8>>,
     /// The last good ones.
     pub(super) leases: Vec<Lease>,
     pub(super) ground: Ground,
@@ -57,6 +58,14 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
         })
     }
+
+    /// Waits until we are told to stop.
+    pub(super) async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// What status answers are made from.
@@ -65,7 +74,7 @@ pub(super) struct Node {
     pub(super) backend: status::Backend,
     pub(super) engine: &'static str,
     pub(super) extras: Extras,
-    pub(super) own: Lease,
+    pub(super) store: Face,
     pub(super) counters: Arc<Counters>,
     pub(super) device: DeviceSpec,
     pub(super) link: Link,
@@ -80,6 +89,10 @@ pub(super) struct Node {
 /// What changes with a reload.
 #[derive(Default)]
 pub(super) struct View {
+    /// This node's lease.
+    own: Lease,
+    /// The device's addresses.
+    pub(super) addresses: Vec<IpAddr>,
     peers: Vec<(PeerLeases, Arc<PeerCounters>)>,
     objections: Vec<Objection>,
     /// The prefixes that lead into the device.
@@ -101,6 +114,7 @@ pub(super) struct Accepted {
 impl Accepted {
     pub(super) fn new(synced: Synced) -> Self {
         let Synced {
+            own,
             tables,
             peers,
             objections,
@@ -111,6 +125,7 @@ impl Accepted {
         Accepted {
             tables,
             view: View {
+                own,
                 peers,
                 objections,
                 ..View::default()
@@ -130,7 +145,7 @@ impl<E: Encapsulation> Daemon<E> {
             port = self.ground.port,
             device = self.spec.name,
             mtu = self.spec.mtu,
-            lease = %self.node.own,
+            lease = %view.own,
             peers = view.peers.len(),
             "forwarding, {:.0?} after start",
             self.node.started.elapsed()
@@ -146,7 +161,6 @@ impl<E: Encapsulation> Daemon<E> {
         &mut self,
         control: &Control,
         signals: &mut Signals,
-        mut changes: mpsc::Receiver<()>,
         threads: &mut Threads,
     ) -> anyhow::Result<()> {
         let node = self.node.clone();
@@ -162,7 +176,7 @@ impl<E: Encapsulation> Daemon<E> {
                 _ = signals.interrupt.recv() => return Ok(()),
                 () = threads.one_ended() => return Ok(()),
                 _ = signals.hangup.recv() => self.reload().await,
-                Some(()) = changes.recv() => { self.resync().await; }
+                () = self.store.changed() => { self.resync().await; }
                 never = &mut clients => match never {},
             }
         }
@@ -172,7 +186,7 @@ impl<E: Encapsulation> Daemon<E> {
     async fn reload(&mut self) {
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
-        let fault = match (self.surroundings.reload)() {
+        let fault = match (self.surroundings.reload)(self.net_conf.as_deref()) {
             Err(error) => Some(format!("the configuration was not taken up: {error}")),
             Ok(new) => match self.config.diff_needs_restart(&new).as_slice() {
                 [] => {
@@ -198,7 +212,7 @@ impl<E: Encapsulation> Daemon<E> {
         }
         // If the lease file is bad now, what changed still takes effect on the last good leases.
         if !self.resync().await {
-            if let Ok(synced) = self.accept(&self.leases) {
+            if let Ok(synced) = self.accept(&self.leases.clone()) {
                 self.publish(synced).await;
             }
         }
@@ -208,7 +222,7 @@ impl<E: Encapsulation> Daemon<E> {
     /// Reads the leases again and publishes new tables, or keeps the last good ones and says why. Says
     /// whether there are new ones.
     async fn resync(&mut self) -> bool {
-        let loaded = self.store.load().map_err(|error| error.to_string());
+        let loaded = self.store.load();
         let accepted = loaded.and_then(|leases| Ok((self.accept(&leases)?, leases)));
         match accepted {
             Err(fault) => {
@@ -240,8 +254,10 @@ impl<E: Encapsulation> Daemon<E> {
             .collect();
         let synced = sync::sync(&self.ground, leases, &self.encapsulation, &known)
             .map_err(|error| error.to_string())?;
-        let (old, new) = (&self.node.own, &synced.own);
-        if old != new {
+        let (old, new) = (self.node.view().own.clone(), &synced.own);
+        // Sockets and headers are made for the addresses; other subnets only need other addresses of the device.
+        let mac = |lease: &Lease| (lease.vtep_mac(Family::V4), lease.vtep_mac(Family::V6));
+        if old.endpoint() != new.endpoint() || mac(&old) != mac(new) {
             return Err(format!(
                 "this node's lease changed from {old} to {new}: restart to take it"
             ));
@@ -250,9 +266,10 @@ impl<E: Encapsulation> Daemon<E> {
     }
 
     async fn publish(&mut self, synced: Synced) {
+        self.readdress(&synced.own).await;
         self.route(&synced.routed).await;
         let Accepted { tables, view } = Accepted::new(synced);
-        let options = super::options(&self.config, &self.node.own);
+        let options = super::options(&self.config, &view.own);
         let peers = tables.peers().iter().map(|peer| peer.public);
         self.node.extras.set_peers(peers);
         self.node.snapshot.publish(Forwarding { tables, options });
@@ -260,7 +277,25 @@ impl<E: Encapsulation> Daemon<E> {
         log_changes(&current.peers, &view.peers);
         log_objections(&view.objections, &current.objections);
         (current.peers, current.objections) = (view.peers, view.objections);
+        current.own = view.own;
         current.routes.clone_from(&self.spec.routes);
+    }
+
+    /// Gives the device the addresses of another lease of ours.
+    async fn readdress(&mut self, own: &Lease) {
+        let addresses = super::addresses(own);
+        if self.spec.addresses == addresses {
+            return;
+        }
+        tracing::warn!(
+            "this node's lease is {own} now: {} is readdressed",
+            self.spec.name
+        );
+        self.spec.addresses = addresses;
+        if let Err(error) = self.node.netlink.set_up_device(&self.spec).await {
+            tracing::error!("cannot readdress {}: {error}", self.spec.name);
+        }
+        self.node.view().addresses.clone_from(&self.spec.addresses);
     }
 
     /// Leads static routes that came or went into the device or out of it. What the kernel refuses is tried
@@ -419,7 +454,10 @@ impl Node {
     /// What somebody took from the device since we set it up. Linux drops the IPv4 routes of a device that
     /// goes down, and does not bring them back with it.
     async fn device_faults(&self) -> Vec<String> {
-        let wanted = self.view().routes.clone();
+        let (wanted, own) = {
+            let view = self.view();
+            (view.routes.clone(), view.addresses.clone())
+        };
         let (name, index) = (&self.device.name, self.link.index);
         if matches!(self.netlink.link_by_index(index).await, Ok(Some(link)) if !link.up) {
             return vec![format!(
@@ -432,9 +470,7 @@ impl Node {
             return Vec::new();
         };
         let is_there = |ip: &&IpAddr| addresses.iter().any(|a| a.ifindex == index && a.ip == **ip);
-        let lost = self
-            .device
-            .addresses
+        let lost = own
             .iter()
             .filter(|ip| !is_there(ip))
             .map(|ip| format!("the address {ip} of {name} is gone; SIGHUP brings it back"));
@@ -479,8 +515,12 @@ impl Node {
                     "error": format!("who asks for an IP address, like `who 10.244.2.2`, not {ip:?}")
                 })),
             },
+            ("release", "") => serde_json::to_string(&match self.store.release() {
+                Ok(()) => serde_json::json!({"released": self.view().own.to_string()}),
+                Err(why) => serde_json::json!({ "error": why }),
+            }),
             _ => serde_json::to_string(&serde_json::json!({
-                "error": format!("unknown request {request:?}; known: status, who ADDRESS")
+                "error": format!("unknown request {request:?}; known: status, who ADDRESS, release")
             })),
         };
         // Neither document has anything that JSON cannot hold.
@@ -494,8 +534,10 @@ impl Node {
         let vxlan = self.backend.vni.is_some();
         let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());
         let view = self.view();
+        let store = self.store.status();
         let reasons: Vec<_> = device_faults
             .iter()
+            .chain(&store.reasons)
             .chain(&view.store_fault)
             .chain(&view.config_fault)
             .chain(&view.route_faults)
@@ -521,17 +563,18 @@ impl Node {
                 name: self.device.name.clone(),
                 index: self.link.index,
                 mtu: self.device.mtu,
-                addresses: self.device.addresses.clone(),
+                addresses: view.addresses.clone(),
                 underlay: self.iface.name.clone(),
                 underlay_mtu: self.iface.mtu,
             },
             lease: status::OwnLease {
-                subnet: self.own.subnet,
-                ipv6_subnet: self.own.ipv6_subnet,
-                public_ip: self.own.public_ip,
-                public_ipv6: self.own.public_ipv6,
-                vtep_mac: mac(&self.own),
+                subnet: view.own.subnet,
+                ipv6_subnet: view.own.ipv6_subnet,
+                public_ip: view.own.public_ip,
+                public_ipv6: view.own.public_ipv6,
+                vtep_mac: mac(&view.own),
             },
+            store,
             peers: view
                 .peers
                 .iter()

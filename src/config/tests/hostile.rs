@@ -91,7 +91,7 @@ fn line() -> impl Strategy<Value = String> {
         .prop_map(|(at, text, wide, near, flag)| {
             let opt = &OPTIONS[at];
             let value = match opt.kind {
-                Kind::Text => text,
+                Kind::Text | Kind::List => text,
                 Kind::Number | Kind::NumberOrText => if flag { wide } else { near }.to_string(),
                 Kind::Bool => flag.to_string(),
             };

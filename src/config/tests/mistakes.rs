@@ -145,17 +145,27 @@ fn what_is_not_built_is_refused_with_what_to_use() {
     );
     bad("[datapath]\nqueues = 0\n", &["not a number of queues"]);
     bad("[datapath]\ndf = 'inherit'\n", &["not in this version"]);
-    bad(
-        "[store]\ntype = 'etcd'\n",
-        &["not in this version", "use \"file\""],
-    );
+    bad("[store]\ntype = 'zookeeper'\n", &["use file or etcd"]);
     bad(
         "[control]\nmetrics = '127.0.0.1:9285'\n",
         &["overlayd.toml:4:1: control.metrics: not in this version"],
     );
+    let etcd = |rest: &str| format!("[store]\ntype = 'etcd'\n{rest}\n");
     bad(
-        "[store]\nendpoints = ['http://127.0.0.1:2379']\n",
-        &["store.endpoints: not in this version"],
+        &etcd("endpoints = ['http://127.0.0.1:2379', 'ftp://x']"),
+        &["store.endpoints", "not an endpoint"],
+    );
+    bad(
+        &etcd("prefix = '/'"),
+        &["store.prefix", "not a prefix of keys"],
+    );
+    bad(
+        &etcd("renew-margin = 0"),
+        &["store.renew-margin", "minutes from 1"],
+    );
+    bad(
+        &etcd("lease-ttl = 1"),
+        &["store.lease-ttl", "seconds from 5"],
     );
 }
 

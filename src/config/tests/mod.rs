@@ -473,6 +473,22 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         "datapath.engine",
         "datapath.queues",
         "store.type",
+        // Without effect on a file.
+        "network.subnet-min",
+        "network.subnet-max",
+        "network.ipv6-subnet-min",
+        "network.ipv6-subnet-max",
+        "store.endpoints",
+        "store.prefix",
+        "store.ca-file",
+        "store.cert-file",
+        "store.key-file",
+        "store.username",
+        "store.password-file",
+        "store.password",
+        "store.renew-margin",
+        "store.lease-ttl",
+        "store.saved-table",
     ];
     let base = Overrides::default()
         .set("network.network", "10.244.0.0/16")
