@@ -160,7 +160,7 @@ impl Etcd {
             "--endpoints",
             &self.endpoint(),
             "--command-timeout",
-            "5s",
+            "20s",
         ]);
         if let Some(tls) = &self.tls {
             command.args([

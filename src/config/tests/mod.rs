@@ -283,7 +283,7 @@ fn variables() {
         .env("OVERLAYD_VNI", "x")
         .bad(&["OVERLAYD_VNI=\"x\": not a number"]);
     Case::new(NETWORK)
-        .env("OVERLAYD_STORE_ENDPOINTS", "http://x")
+        .env("OVERLAYD_STORE_SUBNET_FILE", "/x")
         .bad(&["not in this version"]);
 
     use std::os::unix::ffi::OsStringExt;
