@@ -276,6 +276,8 @@ pub struct Machine {
     cluster: Option<u64>,
     /// Everything up to this revision is known; 0: nothing is.
     seen: i64,
+    /// The answer of a write was lost: done or not, the whole list tells.
+    doubtful: bool,
     /// The store's history is not the one we know.
     another_history: bool,
     config: Option<Vec<u8>>,
@@ -305,6 +307,7 @@ impl Machine {
             outage: None,
             cluster: None,
             seen: 0,
+            doubtful: false,
             another_history: false,
             config: None,
             table: Table::default(),
@@ -361,7 +364,12 @@ impl Machine {
                 self.cluster = Some(cluster);
                 self.set_config(config);
                 // Whoever knows everything up to a revision only needs what came after it.
-                self.link = if self.seen > 0 && !self.another_history {
+                // After long absence the list is compared as a whole: see `listed`.
+                self.link = if self.seen > 0
+                    && !self.another_history
+                    && !self.doubtful
+                    && !self.was_long_away(now)
+                {
                     Link::MustWatch
                 } else {
                     Link::MustList
@@ -443,7 +451,7 @@ impl Machine {
                 self.failures = 0;
             }
         }
-        self.own.forget_write();
+        self.doubtful |= self.own.forget_write();
         let retry = now + wait(self.failures, LONGEST_WAIT, &mut self.rng);
         self.failures = self.failures.saturating_add(1);
         self.link = Link::Down { retry };
@@ -461,6 +469,13 @@ impl Machine {
         }
     }
 
+    /// Was the store out of reach for so long that leases ended which their nodes could not renew?
+    fn was_long_away(&self, now: Duration) -> bool {
+        let long = self.settings.margin.min(self.settings.ttl / 2);
+        let since = self.outage.as_ref().map(|outage| outage.since);
+        since.is_some_and(|since| now.saturating_sub(since) >= long)
+    }
+
     fn set_config(&mut self, config: Option<Vec<u8>>) {
         if self.config != config {
             self.config = config;
@@ -475,11 +490,11 @@ impl Machine {
         } else {
             self.seen.max(revision)
         };
-        self.another_history = false;
-        // A store that has forgotten us too has forgotten everybody: an outage longer than a lease's life,
-        // or a store made anew. The others will be back as soon as we are.
+        (self.another_history, self.doubtful) = (false, false);
+        // A store that has forgotten us too has forgotten everybody: it was made anew. And while it was out of
+        // reach, leases may have ended whose nodes are well. They will be back as soon as we are.
         let forgot_us = missing.iter().any(|entry| self.own.is_held(&entry.kv.key));
-        if forgot_us {
+        if forgot_us || self.was_long_away(now) {
             let peers = missing
                 .iter()
                 .filter(|entry| !self.own.is_held(&entry.kv.key));
@@ -487,7 +502,7 @@ impl Machine {
             self.ghosts_end = now + GRACE;
             if !self.ghosts.is_empty() {
                 self.note(format!(
-                    "the store has forgotten this node and {} others: they are kept for {GRACE:?}",
+                    "the store has forgotten {} nodes meanwhile: they are kept for {GRACE:?}",
                     self.ghosts.len()
                 ));
             }

@@ -16,6 +16,8 @@ use crate::lease::schema::{self, Subnets};
 const LONGEST_RACE_WAIT: Duration = Duration::from_secs(2);
 /// A granted etcd lease that was not used can be for this long.
 const FRESH: Duration = Duration::from_secs(10);
+/// A renewal that was due and could not be begun is looked at again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// So many etcd leases of ours are remembered.
 const GRANTED: usize = 8;
 
@@ -117,9 +119,10 @@ impl Own {
     }
 
     pub(super) fn timeout(&self) -> Option<Duration> {
-        let renew = self.held.as_ref().and_then(|held| held.renew);
-        let retry = (self.not_before > Duration::ZERO).then_some(self.not_before);
-        renew.into_iter().chain(retry).min()
+        match self.not_before {
+            Duration::ZERO => self.held.as_ref().and_then(|held| held.renew),
+            not_before => Some(not_before),
+        }
     }
 
     pub(super) fn granted(&mut self, id: i64) {
@@ -130,8 +133,9 @@ impl Own {
         }
     }
 
-    pub(super) fn forget_write(&mut self) {
-        self.pending = None;
+    /// The answer of a write will not come: says whether there was one on its way.
+    pub(super) fn forget_write(&mut self) -> bool {
+        self.pending.take().is_some()
     }
 
     /// Our write was done: what the key holds now.
@@ -216,6 +220,25 @@ impl Own {
             return None;
         }
         self.not_before = Duration::ZERO;
+        let action = self.next(now, table, seen, settings, rng);
+        // What is due and leads to nothing (another's, a reservation by now, released) must not wake us without end.
+        if let Some(held) = self.held.as_mut().filter(|_| action.is_none()) {
+            held.renew = held.renew.map(|renew| match renew <= now {
+                true => now + LOOK_AGAIN,
+                false => renew,
+            });
+        }
+        action
+    }
+
+    fn next(
+        &mut self,
+        now: Duration,
+        table: &Table,
+        seen: i64,
+        settings: &Settings,
+        rng: &mut fastrand::Rng,
+    ) -> Option<Action> {
         if let Some(pending) = &self.pending {
             return Some(self.send(pending.clone(), now, settings));
         }
