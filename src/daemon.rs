@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! main thread (tokio)                          forwarding threads
-//!   signals, lease file, netlink                 an engine
+//!   signals, lease store, netlink                an engine
 //!        │ one at a time, in order                    ▲
 //!        ▼                                            │ load, once per batch
 //!   sync leases ──▶ tables ──▶ Snapshot ──────────────┘
@@ -26,12 +26,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use encap::{Encapsulation, Family, OwnMacs, RawUdp, Vxlan};
 use fdb::{Endpoint, Snapshot};
 use futures_util::Stream;
 use sd_notify::NotifyState;
-use tokio::sync::mpsc;
 
 use crate::config::{self, Backend, Config, Dscp, Ecn, Store};
 use crate::datapath::counters::Tally;
@@ -39,10 +38,9 @@ use crate::datapath::{Forwarding, Options};
 use crate::kernel::host::{Host, Site, Wanted};
 use crate::kernel::{Change, Netlink};
 use crate::lease::Lease;
-use crate::lease::file::FileStore;
+use crate::lease::store::{self, LeaseStore};
 use crate::lease::sync::{self, Ground, KnownPeers};
 use crate::observe::http::Web;
-use crate::observe::metrics::StoreFigures;
 use crate::observe::server::Control;
 use crate::observe::status;
 use engines::Extras;
@@ -58,10 +56,13 @@ const IPV6_MIN_MTU: u16 = 1280;
 /// Sets the log level.
 pub type SetLogLevel = Box<dyn Fn(&str)>;
 
+/// Reads the configuration, given the net-conf that the store holds.
+pub type Reload = dyn Fn(Option<&[u8]>) -> Result<Config, config::ConfigError>;
+
 /// What the daemon asks of its surroundings.
 pub struct Surroundings {
-    /// Reads the configuration again, on SIGHUP.
-    pub reload: Box<dyn Fn() -> Result<Config, config::ConfigError>>,
+    /// Reads the configuration again, on SIGHUP, and when the store's net-conf is known.
+    pub reload: Box<Reload>,
     /// Sets the log level.
     pub set_log_level: SetLogLevel,
 }
@@ -72,7 +73,7 @@ pub struct Surroundings {
 /// If it cannot start, or a forwarding thread fails. Everything it made is gone by then.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let started = Instant::now();
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     config
         .warnings
         .iter()
@@ -82,20 +83,30 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         None => None,
     };
     let netlink = Netlink::open().context("cannot talk to the kernel")?;
-    let path = match &config.store {
-        Store::File { path } => path,
-        Store::Etcd(_) => bail!("the etcd store is not in this version: use store.type = \"file\""),
-    };
-    let store = FileStore::new(path);
-    // Watched before they are read, so that no change falls between.
-    let changes = store.watch().context("cannot watch the lease file")?;
+    // Watched before it is read, so that no change falls between.
+    let mut store = LeaseStore::open(&config.store).context("cannot watch the lease file")?;
     let (_, host_changes) = Netlink::watch_host().context("cannot watch the host")?;
-    let leases = store.load()?;
+    let net_conf = tokio::select! {
+        net_conf = store.net_conf() => net_conf,
+        () = signals.end() => return Ok(()),
+    };
+    let config = match &net_conf {
+        Some(conf) => (surroundings.reload)(Some(conf))?,
+        None => config,
+    };
 
     let host = Host::look(&netlink, wanted(&config), &netlink.actual().await?).await?;
     let candidates = host.candidates()?;
+    tokio::select! {
+        () = store.take(store::wanted(&config, &candidates)) => {}
+        () = signals.end() => return Ok(()),
+    }
+    let leases = store.load().map_err(|fault| anyhow!(fault))?;
     let own = sync::find_own(&leases, &candidates)
-        .with_context(|| format!("lease file {}", path.display()))?
+        .with_context(|| match &config.store {
+            Store::File { path } => format!("lease file {}", path.display()),
+            Store::Etcd(etcd) => format!("etcd {}", etcd.prefix),
+        })?
         .clone();
     let site = host.site(own.endpoint())?;
     site.warnings
@@ -107,7 +118,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         surroundings,
         netlink,
         store,
-        changes,
+        net_conf,
         host_changes,
         leases,
         own,
@@ -140,8 +151,8 @@ struct Start<S> {
     config: Config,
     surroundings: Surroundings,
     netlink: Netlink,
-    store: FileStore,
-    changes: mpsc::Receiver<()>,
+    store: LeaseStore,
+    net_conf: Option<Vec<u8>>,
     host_changes: S,
     leases: Vec<Lease>,
     own: Lease,
@@ -164,8 +175,8 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             surroundings,
             netlink,
             store,
-            changes,
-            host_changes,
+            net_conf,
+            mut host_changes,
             leases,
             own,
             site,
@@ -218,13 +229,8 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
                 report: Report::default(),
                 faults: Faults::default(),
             }),
-            store: Mutex::new(StoreFigures {
-                kind: "file",
-                reachable: true,
-                leases: u64::try_from(leases.len()).unwrap_or(u64::MAX),
-                reads: 1,
-                ..StoreFigures::default()
-            }),
+            store: store.face(),
+            ip_masq: config.firewall.ip_masq,
             filter_repairs: AtomicU64::new(0),
         });
         if let Some(web) = &web {
@@ -235,6 +241,7 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             config,
             surroundings,
             store,
+            net_conf,
             leases,
             make: Box::new(make),
             own,
@@ -252,7 +259,7 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             Ok(()) => {
                 daemon.tell_host();
                 daemon.announce();
-                let served = daemon.serve(&control, &mut signals, changes, host_changes);
+                let served = daemon.serve(&control, &mut signals, &mut host_changes);
                 served.await
             }
         };
@@ -262,19 +269,19 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
         // us.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         daemon.reconciler.withdraw(&netlink).await;
+        let mut forwarded = Ok(());
         if let Some(mut plane) = daemon.plane.take() {
-            let forwarded = plane.stop()?;
+            forwarded = plane.stop()?;
             let index = plane.link.index;
             drop(plane);
             // A device that someone made persistent outlives its queue, but not us.
             if let Some(left) = netlink.link_by_index(index).await? {
                 netlink.delete_link(&left.name).await?;
             }
-            served?;
-            forwarded.context("forwarding failed")?;
-        } else {
-            served?;
         }
+        daemon.store.close().await;
+        served?;
+        forwarded.context("forwarding failed")?;
         tracing::info!("stopped");
         Ok(())
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`bed`]: nodes, pods and an underlay made of network namespaces, and daemons that run in them
 //! - [`probe`]: traffic between two namespaces that must arrive whole
+//! - [`etcd`]: the lease store that flannel nodes share
 //! - [`flannel`]: a node whose kernel is the VXLAN peer, as flannel makes it
 //! - [`iproute`]: what others do to a node's addresses and routes
 //! - [`offloads`]: what the underlay's devices leave to others
@@ -14,6 +15,7 @@
 pub mod bed;
 mod config;
 mod daemon;
+pub mod etcd;
 pub mod flannel;
 pub mod fuzz;
 pub mod iproute;

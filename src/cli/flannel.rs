@@ -45,9 +45,10 @@ pub(super) fn main(args: Args) -> Exit {
                 }
             }
         }
-        Ok(Asked::Run(command)) => run::run(move || -> Result<Config, ConfigError> {
+        Ok(Asked::Run(command)) => run::run(move |net_conf| -> Result<Config, ConfigError> {
             let path = command.config.as_deref();
-            let mut config = Config::load(path, &command.overrides, std::env::vars_os())?;
+            let overrides = command.overrides.clone().with_store_conf(net_conf);
+            let mut config = Config::load(path, &overrides, std::env::vars_os())?;
             config.warnings.extend(command.warnings.iter().cloned());
             Ok(config)
         }),

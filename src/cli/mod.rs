@@ -14,7 +14,9 @@ mod config;
 mod dissect;
 mod flannel;
 mod lab;
+mod lease;
 mod mtu;
+mod peers;
 mod routes;
 mod run;
 mod status;
@@ -80,6 +82,10 @@ enum Command {
     Flannel(flannel::Args),
     /// Show a running daemon's health, device, lease, peers and drops
     Status(status::Args),
+    /// The leases in the store, and this node's own
+    Lease(lease::Args),
+    /// The other nodes, as the running daemon knows them
+    Peers(peers::Args),
     /// Show the routes that a running daemon wants in the kernel, and how each stands
     Routes(routes::Args),
     /// Check a configuration, or print an example
@@ -115,6 +121,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Flannel(args) => flannel::main(args),
         Command::Status(args) => status::main(&args),
+        Command::Lease(args) => lease::main(args),
+        Command::Peers(args) => peers::main(&args),
         Command::Routes(args) => routes::main(&args),
         Command::Config(args) => config::main(args),
         Command::Lab(args) => lab::main(args),

@@ -20,12 +20,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: Args) -> Exit {
-    run(move || Config::load(args.config.as_deref(), &args.overrides, std::env::vars_os()))
+    run(move |net_conf| {
+        let overrides = args.overrides.clone().with_store_conf(net_conf);
+        Config::load(args.config.as_deref(), &overrides, std::env::vars_os())
+    })
 }
 
-/// Runs the daemon on the configuration that `load` reads, now and on each SIGHUP.
-pub(super) fn run(load: impl Fn() -> Result<Config, ConfigError> + 'static) -> Exit {
-    let config = match load() {
+/// Runs the daemon on the configuration that `load` reads, now and on each SIGHUP, given the net-conf that the store
+/// holds.
+pub(super) fn run(load: impl Fn(Option<&[u8]>) -> Result<Config, ConfigError> + 'static) -> Exit {
+    let config = match load(None) {
         Ok(config) => config,
         Err(error) => {
             tell!("overlayd: {error}");

@@ -36,6 +36,8 @@ pub(crate) use error::Quoted;
 pub use error::{ConfigError, Origin, Setting};
 pub(crate) use netconf::field as json_field;
 pub use overrides::Overrides;
+
+use crate::lease::pool::Pool;
 pub(crate) use values::refuse_public;
 
 /// Where the configuration is looked for when `--config` does not say.
@@ -52,6 +54,8 @@ pub struct Config {
     pub subnet_len: u8,
     /// Prefix length of one node's IPv6 subnet.
     pub ipv6_subnet_len: u8,
+    /// The subnets that nodes may take.
+    pub pool: Pool,
     /// The encapsulation.
     pub backend: Backend,
     /// This node.
@@ -290,7 +294,7 @@ pub enum Store {
         path: PathBuf,
     },
     /// etcd, as flannel's nodes use it.
-    Etcd(EtcdStore),
+    Etcd(Box<EtcdStore>),
 }
 
 /// How to reach etcd, and what to write there.
@@ -312,6 +316,10 @@ pub struct EtcdStore {
     pub password: Option<Password>,
     /// How long before its end our lease is renewed.
     pub renew_margin: Duration,
+    /// How long our lease lives without renewal.
+    pub lease_ttl: Duration,
+    /// Where the last known leases are kept.
+    pub saved_table: PathBuf,
 }
 
 /// A password, or where it stands. Never printed.
@@ -457,7 +465,13 @@ impl Config {
                 "datapath.udp6-zero-checksum",
                 self.datapath.udp6_zero_checksum != new.datapath.udp6_zero_checksum,
             ),
-            ("store.path", self.store != new.store),
+            (
+                match (&self.store, &new.store) {
+                    (Store::File { .. }, Store::File { .. }) => "store.path",
+                    _ => "store",
+                },
+                self.store != new.store,
+            ),
             ("store.subnet-file", self.subnet_file != new.subnet_file),
             (
                 "firewall.ip-masq",

@@ -91,6 +91,8 @@ impl Reader<'_> {
         if self.flag(root, "EnableIPv4", "EnableIPv4").unwrap_or(true) {
             self.take(root, "Network", "Network", "network.network");
             self.take_len(root, "SubnetLen", "network.subnet-len");
+            self.take(root, "SubnetMin", "SubnetMin", "network.subnet-min");
+            self.take(root, "SubnetMax", "SubnetMax", "network.subnet-max");
         }
         if self.flag(root, "EnableIPv6", "EnableIPv6").unwrap_or(false) {
             if field(root, "IPv6Network").is_none() {
@@ -98,6 +100,18 @@ impl Reader<'_> {
             }
             self.take(root, "IPv6Network", "IPv6Network", "network.ipv6-network");
             self.take_len(root, "IPv6SubnetLen", "network.ipv6-subnet-len");
+            self.take(
+                root,
+                "IPv6SubnetMin",
+                "IPv6SubnetMin",
+                "network.ipv6-subnet-min",
+            );
+            self.take(
+                root,
+                "IPv6SubnetMax",
+                "IPv6SubnetMax",
+                "network.ipv6-subnet-max",
+            );
         } else if field(root, "IPv6Network").is_some() {
             self.warn("IPv6Network", "has no effect while EnableIPv6 is not true");
         }

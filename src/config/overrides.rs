@@ -11,6 +11,8 @@ pub struct Overrides {
     values: Vec<(&'static Opt, String)>,
     /// What holds where nothing else says otherwise.
     defaults: Vec<(&'static Opt, String)>,
+    /// The store's net-conf, once it is known.
+    pub(crate) store_conf: Option<Vec<u8>>,
 }
 
 impl Overrides {
@@ -24,6 +26,14 @@ impl Overrides {
             Some(opt) => self.put(opt, value.into()),
             None => panic!("there is no option {name}"),
         }
+        self
+    }
+
+    /// With the net-conf that the store holds (etcd's `<prefix>/config`): without it the network and the
+    /// backend of an overlay on etcd are not known.
+    #[must_use]
+    pub fn with_store_conf(mut self, conf: Option<&[u8]>) -> Self {
+        self.store_conf = conf.map(<[u8]>::to_vec);
         self
     }
 

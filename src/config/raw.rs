@@ -37,6 +37,8 @@ pub(crate) struct RawConfig {
     pub(crate) warnings: Vec<String>,
     /// What is wrong.
     pub(crate) problems: Vec<String>,
+    /// The store's net-conf, once it is known.
+    pub(crate) store_conf: Option<Vec<u8>>,
 }
 
 impl RawConfig {
@@ -346,13 +348,13 @@ impl FileReader<'_> {
             .iter()
             .filter(|opt| opt.section == section)
             .map(|opt| opt.key);
-        let cure = if let Some(near) = options::nearest(name, here) {
-            format!("; did you mean {near}?")
-        } else if let Some(opt) = OPTIONS.iter().find(|opt| opt.flag == name) {
+        let cure = if let Some(opt) = OPTIONS.iter().find(|opt| opt.flag == name) {
             format!(
                 "; the flag --{name} is written {} in [{}]",
                 opt.key, opt.section
             )
+        } else if let Some(near) = options::nearest(name, here) {
+            format!("; did you mean {near}?")
         } else if let Some(near) = options::nearest(name, OPTIONS.iter().map(|opt| opt.key)) {
             let home = OPTIONS
                 .iter()

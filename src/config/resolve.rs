@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +17,10 @@ use super::{
     Firewall, Injection, Log, LogFormat, Node, Password, Store, UdpBackend, VxlanBackend, Zerocopy,
     flannel, netconf, values,
 };
+use crate::lease::pool::{Pool, Range};
 
+/// Where the last known leases are kept, so that a host that starts while the store is away has them.
+const DEFAULT_SAVED_TABLE: &str = "/var/lib/overlayd/leases.saved";
 /// A configuration longer than this is some other file.
 const LONGEST_FILE: u64 = 1 << 20;
 
@@ -39,6 +43,7 @@ pub(crate) fn gather(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<(RawConfig, bool), ConfigError> {
     let mut raw = RawConfig::default();
+    raw.store_conf.clone_from(&overrides.store_conf);
     for setting in overrides.settings() {
         raw.push(setting);
     }
@@ -104,6 +109,7 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
     let implies_udp = r.net_conf();
     let network = r.network(file, missing);
     let (subnet_len, ipv6_subnet_len) = r.subnet_lens(network);
+    let pool = r.pool(network, subnet_len, ipv6_subnet_len);
     let backend = r.backend(implies_udp);
     let node = r.node();
     let device = r.device(network, &node, &backend);
@@ -143,6 +149,7 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
         network,
         subnet_len,
         ipv6_subnet_len,
+        pool,
         backend,
         node,
         device,
@@ -233,22 +240,26 @@ impl Resolver {
         let margin = self.read("store.renew-margin", |text| {
             values::number(text, 1..=1439u64, "minutes")
         });
+        let ttl = self.read("store.lease-ttl", |text| {
+            values::number(text, 5..=2_592_000u64, "seconds")
+        });
         let password = match self.maybe_path("store.password-file") {
             Some(path) => Some(Password::File(path)),
             None => self.text("store.password").map(Password::Text),
         };
-        Store::Etcd(EtcdStore {
+        let prefix = self.read("store.prefix", values::key_prefix);
+        Store::Etcd(Box::new(EtcdStore {
             endpoints: endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]),
-            prefix: self
-                .text("store.prefix")
-                .unwrap_or_else(|| "/coreos.com/network".to_owned()),
+            prefix: prefix.unwrap_or_else(|| "/coreos.com/network".to_owned()),
             ca_file: self.maybe_path("store.ca-file"),
             cert_file: self.maybe_path("store.cert-file"),
             key_file: self.maybe_path("store.key-file"),
             username: self.text("store.username"),
             password,
             renew_margin: Duration::from_secs(60 * margin.unwrap_or(60)),
-        })
+            lease_ttl: Duration::from_secs(ttl.unwrap_or(86_400)),
+            saved_table: self.path("store.saved-table", || DEFAULT_SAVED_TABLE.into()),
+        }))
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -262,20 +273,67 @@ impl Resolver {
         Duration::from_secs(seconds.unwrap_or(5))
     }
 
+    fn pool(&mut self, network: fdb::Network, v4_len: u8, v6_len: u8) -> Pool {
+        let mut range = |net: Option<ipnet::IpNet>, len, min: &str, max: &str| {
+            let net = net?;
+            let base = |text: &str| -> Result<IpAddr, String> {
+                text.parse()
+                    .map_err(|_| "not an IP address; write a subnet's base address".to_owned())
+            };
+            let (low, high) = (self.read(min, base), self.read(max, base));
+            match Range::new(net, len, low, high) {
+                Ok(range) => Some(range),
+                Err(what) => {
+                    let setting = self.raw.get(min).or_else(|| self.raw.get(max));
+                    let what =
+                        setting.map_or_else(|| what.clone(), |setting| setting.problem(&what));
+                    self.problem(what);
+                    None
+                }
+            }
+        };
+        Pool {
+            v4: range(
+                network.v4.map(Into::into),
+                v4_len,
+                "network.subnet-min",
+                "network.subnet-max",
+            ),
+            v6: range(
+                network.v6.map(Into::into),
+                v6_len,
+                "network.ipv6-subnet-min",
+                "network.ipv6-subnet-max",
+            ),
+        }
+    }
+
     /// Reads the net-conf.json that is named, if one is. True where it leaves the backend to
     /// flannel's default.
     fn net_conf(&mut self) -> bool {
-        let Some(setting) = self.raw.get("network.net-conf").cloned() else {
-            return false;
-        };
-        let path = resolve_path(&setting);
-        let bytes = match read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.problem(setting.problem(format!(
-                    "{error}; give the path of a net-conf.json, or take the option out"
-                )));
-                return false;
+        let (path, bytes) = match self.raw.get("network.net-conf").cloned() {
+            // What the nodes of the cluster share counts more than a copy beside us.
+            _ if self.on_etcd() => {
+                let Some(bytes) = self.raw.store_conf.take() else {
+                    return false;
+                };
+                let prefix = self.text("store.prefix");
+                let prefix = prefix.as_deref().unwrap_or("/coreos.com/network");
+                let path = PathBuf::from(format!("etcd:{}/config", prefix.trim_end_matches('/')));
+                (path, bytes)
+            }
+            None => return false,
+            Some(setting) => {
+                let path = resolve_path(&setting);
+                match read(&path) {
+                    Ok(bytes) => (path, bytes),
+                    Err(error) => {
+                        self.problem(setting.problem(format!(
+                            "{error}; give the path of a net-conf.json, or take the option out"
+                        )));
+                        return false;
+                    }
+                }
             }
         };
         let conf = match netconf::parse(&path, &bytes) {

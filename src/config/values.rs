@@ -268,6 +268,15 @@ pub(crate) fn listen(text: &str) -> Checked<SocketAddr> {
     Ok(at)
 }
 
+/// What all keys in etcd begin with; slashes at its end are not part of it.
+pub(crate) fn key_prefix(text: &str) -> Checked<String> {
+    let prefix = text.trim_end_matches('/');
+    if prefix.is_empty() || prefix.contains(char::is_control) {
+        return Err("not a prefix of keys; write for example /coreos.com/network".to_owned());
+    }
+    Ok(prefix.to_owned())
+}
+
 /// Why an address can not be a public IP: nobody could send to it from another host.
 pub(crate) fn refuse_public(address: IpAddr) -> Checked<()> {
     let kind = match address {

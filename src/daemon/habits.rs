@@ -4,8 +4,8 @@
 //! None of it keeps packets from being forwarded: what goes wrong here is said in status, and tried again with the next look
 //! at the packet filter.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, MutexGuard, PoisonError};
 
 use encap::Encapsulation;
 use ipnet::IpNet;
@@ -18,7 +18,7 @@ use crate::kernel::masquerade::{PacketFilter, Wanted};
 use crate::lease::Lease;
 use crate::lease::subnet_env::SubnetEnv;
 use crate::observe::http::Report;
-use crate::observe::metrics::{self, Figures, StoreFigures};
+use crate::observe::metrics::{self, Figures};
 
 /// What was told to the host.
 pub(super) struct Habits {
@@ -130,32 +130,13 @@ impl Node {
         self.view().faults.subnet.is_some()
     }
 
-    fn store_figures(&self) -> MutexGuard<'_, StoreFigures> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The lease file was read: so many leases, or it failed.
-    pub(super) fn note_read(&self, leases: Option<usize>) {
-        let mut store = self.store_figures();
-        store.reachable = leases.is_some();
-        match leases {
-            Some(leases) => {
-                store.reads += 1;
-                store.leases = u64::try_from(leases).unwrap_or(u64::MAX);
-            }
-            None => store.faults += 1,
-        }
-    }
-
     /// What is told over HTTP.
     pub(super) async fn report(self: Arc<Self>) -> Report {
         let status = self.status().await;
-        let store = self.store_figures().clone();
         Report {
             metrics: metrics::render(&Figures {
                 status: &status,
                 tally: &self.tally,
-                store: &store,
                 filter_repairs: self.filter_repairs.load(Relaxed),
             }),
             reasons: status.reasons,

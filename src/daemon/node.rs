@@ -18,8 +18,8 @@ use crate::datapath::counters::{PeerCounters, Tally, Way};
 use crate::kernel::host::Site;
 use crate::kernel::{Netlink, Route, preflight};
 use crate::lease::Lease;
+use crate::lease::store::Face;
 use crate::lease::sync::{Objection, PeerLeases, Synced};
-use crate::observe::metrics::StoreFigures;
 use crate::observe::routes::Routes;
 use crate::observe::status::{self, Health, Status, Warning};
 
@@ -33,7 +33,9 @@ pub(super) struct Node {
     pub(super) snapshot: Snapshot<Forwarding>,
     pub(super) started: Instant,
     pub(super) view: Mutex<View>,
-    pub(super) store: Mutex<StoreFigures>,
+    pub(super) store: Face,
+    /// Whether packets that leave the overlay are masqueraded here.
+    pub(super) ip_masq: bool,
     /// How often rules of ours were put back into the packet filter.
     pub(super) filter_repairs: AtomicU64,
 }
@@ -280,8 +282,12 @@ impl Node {
                     "error": format!("who asks for an IP address, like `who 10.244.2.2`, not {ip:?}")
                 })),
             },
+            ("release", "") => serde_json::to_string(&match self.store.release() {
+                Ok(()) => serde_json::json!({"released": self.view().own.to_string()}),
+                Err(why) => serde_json::json!({ "error": why }),
+            }),
             _ => serde_json::to_string(&serde_json::json!({
-                "error": format!("unknown request {request:?}; known: status, routes, who ADDRESS")
+                "error": format!("unknown request {request:?}; known: status, routes, who ADDRESS, release")
             })),
         };
         // Neither document has anything that JSON cannot hold.
@@ -305,7 +311,9 @@ impl Node {
         let view = self.view();
         let report = &view.report;
         let faults = report.faults.iter().map(|(_, fault)| fault);
-        let reasons: Vec<_> = view.faults.all().chain(faults).cloned().collect();
+        let store = self.store.status();
+        let reasons = view.faults.all().chain(&store.reasons).chain(faults);
+        let reasons: Vec<_> = reasons.cloned().collect();
         let iface = &view.site.iface;
         let device = report.desired.device.as_ref();
         Status {
@@ -342,6 +350,7 @@ impl Node {
                 public_ipv6: view.own.public_ipv6,
                 vtep_mac: mac(&view.own),
             },
+            ip_masq: self.ip_masq,
             repairs: status::Repairs {
                 count: report.repairs,
                 recent: report
@@ -353,6 +362,7 @@ impl Node {
                     })
                     .collect(),
             },
+            store,
             peers: view
                 .peers
                 .iter()

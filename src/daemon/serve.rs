@@ -15,7 +15,6 @@ use futures_util::{Stream, StreamExt};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
 use super::engines::Extras;
@@ -31,7 +30,7 @@ use crate::kernel::host::{Host, Site};
 use crate::kernel::reconcile::{Actual, Desired, DeviceSpec};
 use crate::kernel::{Change, RouteSpec};
 use crate::lease::Lease;
-use crate::lease::file::FileStore;
+use crate::lease::store::{self, LeaseStore};
 use crate::lease::sync::{self, Ground, KnownPeers, Objection, Synced};
 use crate::observe::server::Control;
 use crate::underlay::Underlay;
@@ -40,7 +39,9 @@ use crate::underlay::Underlay;
 pub(super) struct Daemon<E> {
     pub(super) config: Config,
     pub(super) surroundings: Surroundings,
-    pub(super) store: FileStore,
+    pub(super) store: LeaseStore,
+    /// The net-conf that the store held at start, if it holds one.
+    pub(super) net_conf: Option<Vec<u8>>,
     /// The last good ones.
     pub(super) leases: Vec<Lease>,
     /// The encapsulation of a node with this lease.
@@ -75,6 +76,14 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits until we are told to stop.
+    pub(super) async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -131,7 +140,6 @@ impl<E: Encapsulation> Daemon<E> {
         &mut self,
         control: &Control,
         signals: &mut Signals,
-        mut changes: mpsc::Receiver<()>,
         host: impl Stream<Item = Change> + Unpin,
     ) -> anyhow::Result<()> {
         let node = self.node.clone();
@@ -153,7 +161,7 @@ impl<E: Encapsulation> Daemon<E> {
                     due = Instant::now();
                 }
                 _ = signals.hangup.recv() => self.reload().await,
-                Some(()) = changes.recv() => { self.resync().await; }
+                () = self.store.changed() => self.heed_store().await,
                 Some(_) = host.next() => {
                     due = due.min((Instant::now() + SETTLE).max(looked + PAUSE));
                 }
@@ -169,11 +177,22 @@ impl<E: Encapsulation> Daemon<E> {
         }
     }
 
+    /// The leases have changed, or what the store says of the whole network.
+    async fn heed_store(&mut self) {
+        match self.store.other_net_conf(self.net_conf.as_deref()) {
+            Some(net_conf) => {
+                self.net_conf = Some(net_conf);
+                self.reload().await;
+            }
+            None => drop(self.resync().await),
+        }
+    }
+
     /// Reads the configuration again and takes up what can change while packets flow, or nothing at all.
     async fn reload(&mut self) {
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
-        let fault = match (self.surroundings.reload)() {
+        let fault = match (self.surroundings.reload)(self.net_conf.as_deref()) {
             Err(error) => Some(format!("the configuration was not taken up: {error}")),
             Ok(new) => match self.config.diff_needs_restart(&new).as_slice() {
                 [] => {
@@ -205,11 +224,9 @@ impl<E: Encapsulation> Daemon<E> {
     /// Reads the leases again and publishes new tables, or keeps the last good ones and says why. Says
     /// whether there are new ones.
     async fn resync(&mut self) -> bool {
-        let loaded = self.store.load();
-        self.node.note_read(loaded.as_ref().ok().map(Vec::len));
-        let taken = match loaded {
+        let taken = match self.store.load() {
             Ok(leases) => self.take_up(&leases).await.map(|()| leases),
-            Err(error) => Err(error.to_string()),
+            Err(fault) => Err(fault),
         };
         match taken {
             Err(fault) => {
@@ -253,8 +270,8 @@ impl<E: Encapsulation> Daemon<E> {
         self.tell_place(fault);
     }
 
-    /// Notes the addresses by which our lease can be recognised. A store that takes leases itself would be told here:
-    /// the lease that it holds for us has to carry the new address. A lease file is for others to change.
+    /// Notes the addresses by which our lease can be recognised. A store that takes leases itself is told: the lease that
+    /// it holds for us has to carry the new address. A lease file is for others to change.
     async fn heed_addresses(&mut self, actual: &Actual) {
         let Ok(host) = self.host(actual).await else {
             return;
@@ -263,6 +280,7 @@ impl<E: Encapsulation> Daemon<E> {
         if now != self.candidates {
             let all: Vec<_> = now.iter().map(IpAddr::to_string).collect();
             tracing::info!("this node's underlay addresses are now {}", all.join(", "));
+            self.store.want(store::wanted(&self.config, &now));
             self.candidates = now;
         }
     }

@@ -5,11 +5,20 @@
 //!
 //! - [`parse()`]: a JSON array of leases, and back
 //! - [`mod@file`]: the store that keeps them in a file, and watches it
+//! - [`etcd`]: the store that flannel's nodes share; [`machine`] decides, [`schema`] is what is written, [`pool`] what
+//!   may be taken, [`saved`] what survives a restart
+//! - [`store`]: one face for both
 //! - [`sync`]: from leases to the tables that the datapath reads
 //! - [`subnet_env`]: the file that tells container runtimes of the node's own
 
+pub mod etcd;
 pub mod file;
+pub mod machine;
 mod parse;
+pub mod pool;
+pub mod saved;
+pub mod schema;
+pub mod store;
 pub mod subnet_env;
 pub mod sync;
 

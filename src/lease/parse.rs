@@ -104,6 +104,27 @@ fn lease(item: &Value) -> Result<Lease, String> {
     let Value::Object(item) = item else {
         return Err("expected an object such as {\"Subnet\": \"10.244.1.0/24\", \"PublicIP\": \"192.0.2.1\"}".to_owned());
     };
+    let mut lease = object_attributes(item)?;
+    lease.subnet = subnet(item, "Subnet")?;
+    lease.ipv6_subnet = subnet(item, "IPv6Subnet")?;
+    if lease.subnet.is_none() && lease.ipv6_subnet.is_none() {
+        return Err(
+            "no Subnet and no IPv6Subnet; add the node's part of the overlay network".to_owned(),
+        );
+    }
+    Ok(lease)
+}
+
+/// Reads a lease's attributes alone, as they stand in etcd: everything but its subnets.
+pub(super) fn attributes(json: &[u8]) -> Result<Lease, String> {
+    match serde_json::from_slice(json) {
+        Ok(Value::Object(item)) => object_attributes(&item),
+        Ok(_) => Err("expected an object such as {\"PublicIP\": \"192.0.2.1\"}".to_owned()),
+        Err(error) => Err(format!("not valid JSON: {error}")),
+    }
+}
+
+fn object_attributes(item: &Map<String, Value>) -> Result<Lease, String> {
     let public_ipv6: Option<Ipv6Addr> = address(item, "PublicIPv6")?;
     // flannel has no "none" for PublicIP: an IPv6-only node writes the unspecified address.
     let mut public_ip: Option<Ipv4Addr> = address(item, "PublicIP")?;
@@ -117,13 +138,6 @@ fn lease(item: &Value) -> Result<Lease, String> {
             "no PublicIP and no PublicIPv6; add the node's address on the underlay".to_owned(),
         );
     }
-    let subnet: Option<Ipv4Net> = subnet(item, "Subnet")?;
-    let ipv6_subnet: Option<Ipv6Net> = self::subnet(item, "IPv6Subnet")?;
-    if subnet.is_none() && ipv6_subnet.is_none() {
-        return Err(
-            "no Subnet and no IPv6Subnet; add the node's part of the overlay network".to_owned(),
-        );
-    }
     let backend_type = text(item, "BackendType")?
         .filter(|name| !name.is_empty())
         .map(str::to_owned);
@@ -133,8 +147,8 @@ fn lease(item: &Value) -> Result<Lease, String> {
         .is_none_or(|name| name.eq_ignore_ascii_case("vxlan"));
     let data = |key| if vxlan { vtep(item, key) } else { Ok(None) };
     Ok(Lease {
-        subnet,
-        ipv6_subnet,
+        subnet: None,
+        ipv6_subnet: None,
         public_ip,
         public_ipv6,
         backend_data: data("BackendData")?,

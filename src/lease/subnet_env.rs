@@ -101,21 +101,23 @@ impl SubnetEnv {
         }
         written.and_then(|()| File::open(directory)?.sync_all())
     }
+}
 
-    /// dockerd's options for a bridge on this subnet, as flannel's `mk-docker-opts.sh` makes them: Docker masquerades
-    /// exactly where we do not.
-    ///
-    /// `--bip=10.244.5.1/24 --mtu=1450 --ip-masq=true`
-    pub fn docker_opts(&self) -> String {
-        let mut options = String::new();
-        if let Some((_, subnet)) = self.v4 {
-            options = format!("--bip={} ", first_v4(subnet));
-        }
-        if let Some((_, subnet)) = self.v6 {
-            options += &format!("--ipv6 --fixed-cidr-v6={} ", subnet.trunc());
-        }
-        options + &format!("--mtu={} --ip-masq={}", self.mtu, !self.ip_masq)
+/// dockerd's options for a bridge on a node's subnets, as flannel's `mk-docker-opts.sh` makes them: Docker masquerades
+/// exactly where we do not. None without an IPv4 subnet, which dockerd needs.
+///
+/// `--bip=10.244.5.1/24 --mtu=1450 --ip-masq=true`
+pub fn docker_opts(
+    subnet: Option<Ipv4Net>,
+    ipv6_subnet: Option<Ipv6Net>,
+    mtu: u16,
+    ip_masq: bool,
+) -> Option<String> {
+    let mut options = format!("--bip={} ", first_v4(subnet?));
+    if let Some(subnet) = ipv6_subnet {
+        options += &format!("--ipv6 --fixed-cidr-v6={} ", subnet.trunc());
     }
+    Some(options + &format!("--mtu={mtu} --ip-masq={}", !ip_masq))
 }
 
 /// The subnet's first host address, with the prefix length.
@@ -300,18 +302,16 @@ mod tests {
 
     #[test]
     fn docker_masquerades_where_we_do_not() {
-        let v4 = SubnetEnv { v6: None, ..dual() };
+        let subnet = Some("10.244.5.0/24".parse().unwrap());
+        let ipv6 = Some("fc00:0:0:61::/64".parse().unwrap());
         assert_eq!(
-            v4.docker_opts(),
+            docker_opts(subnet, None, 1450, false).unwrap(),
             "--bip=10.244.5.1/24 --mtu=1450 --ip-masq=true"
         );
-        let masq = SubnetEnv {
-            ip_masq: true,
-            ..dual()
-        };
         assert_eq!(
-            masq.docker_opts(),
+            docker_opts(subnet, ipv6, 1450, true).unwrap(),
             "--bip=10.244.5.1/24 --ipv6 --fixed-cidr-v6=fc00:0:0:61::/64 --mtu=1450 --ip-masq=false"
         );
+        assert_eq!(docker_opts(None, ipv6, 1450, true), None);
     }
 }

@@ -4,7 +4,6 @@
 //! book's page "Metrics" lists all of them, and a test holds it to this file.
 
 use std::fmt;
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
@@ -20,35 +19,6 @@ use crate::datapath::counters::{DirectionCounts, Tally, Way};
 /// The type of the answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What a lease store says of itself. A store fills in what it knows; what it has no notion of stays as it is here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoreFigures {
-    /// `file` or `etcd`.
-    pub kind: &'static str,
-    /// The last attempt to read it went well.
-    pub reachable: bool,
-    /// Leases in it, our own and refused ones too.
-    pub leases: u64,
-    /// Times that the whole of it was read.
-    pub reads: u64,
-    /// Attempts to read or write that failed.
-    pub faults: u64,
-    /// Changes that were told by its watch.
-    pub watch_events: u64,
-    /// Times that the watch had to begin anew, with a list of all.
-    pub relists: u64,
-    /// Values that made no sense.
-    pub unreadable: u64,
-    /// Times that our lease was renewed.
-    pub renewals: u64,
-    /// Writes that lost a race and were tried again.
-    pub conflicts: u64,
-    /// For how long the leases in force have not been compared with the store; none while it is watched.
-    pub age: Option<Duration>,
-    /// What is left of our own lease's time, where leases end.
-    pub lease_left: Option<Duration>,
-}
-
 /// All that is told.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures<'a> {
@@ -56,8 +26,6 @@ pub struct Figures<'a> {
     pub status: &'a Status,
     /// Drops are told of every reason, also of those that have not happened.
     pub tally: &'a Tally,
-    /// The lease store.
-    pub store: &'a StoreFigures,
     /// Times that our rules in the packet filter had to be put back.
     pub filter_repairs: u64,
 }
@@ -230,11 +198,10 @@ fn samples(name: &str, figures: &Figures<'_>) -> Vec<(Labels, u64)> {
     let Figures {
         status,
         tally,
-        store,
         filter_repairs,
     } = *figures;
+    let store = &status.store;
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
     let value = match name {
         "overlayd_build_info" => {
             let label = |name, value: &str| (name, value.to_owned());
@@ -242,7 +209,7 @@ fn samples(name: &str, figures: &Figures<'_>) -> Vec<(Labels, u64)> {
                 label("version", &status.program_version),
                 label("backend", &status.backend.name),
                 label("engine", &status.engine),
-                label("store", store.kind),
+                label("store", &store.kind),
             ];
             return vec![(labels, 1)];
         }
@@ -270,16 +237,16 @@ fn samples(name: &str, figures: &Figures<'_>) -> Vec<(Labels, u64)> {
         "overlayd_refused_leases" => Some(count(status.refused.len())),
         "overlayd_filter_repairs" => Some(filter_repairs),
         "overlayd_store_reachable" => Some(store.reachable.into()),
-        "overlayd_store_leases" => Some(store.leases),
+        "overlayd_store_leases" => Some(count(store.leases)),
         "overlayd_store_reads" => Some(store.reads),
         "overlayd_store_faults" => Some(store.faults),
-        "overlayd_store_watch_events" => Some(store.watch_events),
+        "overlayd_store_watch_events" => Some(store.changes),
         "overlayd_store_relists" => Some(store.relists),
-        "overlayd_store_unreadable_values" => Some(store.unreadable),
-        "overlayd_store_age_seconds" => seconds(store.age),
+        "overlayd_store_unreadable_values" => Some(store.unreadable_values),
+        "overlayd_store_age_seconds" => store.age_seconds,
         "overlayd_lease_renewals" => Some(store.renewals),
-        "overlayd_lease_conflicts" => Some(store.conflicts),
-        "overlayd_lease_left_seconds" => seconds(store.lease_left),
+        "overlayd_lease_conflicts" => Some(store.races_lost),
+        "overlayd_lease_left_seconds" => store.lease_left_seconds,
         _ => None,
     };
     value.map(|value| (Vec::new(), value)).into_iter().collect()
@@ -310,7 +277,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::observe::status::{Backend, Device, OwnLease, Peer, Repairs};
+    use crate::observe::status::{Backend, Device, OwnLease, Peer, Repairs, Store};
 
     fn status() -> Status {
         Status {
@@ -345,6 +312,8 @@ mod tests {
                 public_ipv6: None,
                 vtep_mac: None,
             },
+            ip_masq: false,
+            store: Store::default(),
             peers: vec![Peer {
                 subnet: None,
                 ipv6_subnet: None,
@@ -367,20 +336,19 @@ mod tests {
         }
     }
 
-    fn rendered(store: &StoreFigures) -> String {
+    fn rendered(store: Store) -> String {
         let tally = Tally::new(1);
         tally.queues()[0].inbound.drop_many(DropReason::WrongVni, 3);
         render(&Figures {
-            status: &status(),
+            status: &Status { store, ..status() },
             tally: &tally,
-            store,
             filter_repairs: 0,
         })
     }
 
     #[test]
     fn samples_carry_their_values_and_labels() {
-        let text = rendered(&StoreFigures::default());
+        let text = rendered(Store::default());
         for line in [
             "overlayd_build_info{version=\"0.1.0\",backend=\"vxlan\",engine=\"batched\",store=\"\"} 1",
             "overlayd_packets_in_total{direction=\"outbound\"} 5",
@@ -402,12 +370,11 @@ mod tests {
 
     #[test]
     fn every_name_is_unique_and_shown_where_it_has_a_value() {
-        let store = StoreFigures {
-            age: Some(Duration::from_secs(1)),
-            lease_left: Some(Duration::from_secs(2)),
-            ..StoreFigures::default()
-        };
-        let text = rendered(&store);
+        let text = rendered(Store {
+            age_seconds: Some(1),
+            lease_left_seconds: Some(2),
+            ..Store::default()
+        });
         let mut seen = HashSet::new();
         for (name, ..) in catalogue() {
             assert!(seen.insert(name.clone()), "{name} twice");

@@ -56,11 +56,17 @@ pub struct Status {
     pub device: Device,
     /// The node's own lease.
     pub lease: OwnLease,
+    /// Whether packets that leave the overlay are masqueraded here.
+    #[serde(default)]
+    pub ip_masq: bool,
     /// What others undid on this host, and we mended.
     #[serde(default)]
     pub repairs: Repairs,
     /// The other nodes.
     pub peers: Vec<Peer>,
+    /// Where the leases stand.
+    #[serde(default)]
+    pub store: Store,
     /// Leases and routes that were not taken.
     pub refused: Vec<Objection>,
     /// From the device to peers.
@@ -148,6 +154,58 @@ pub struct Device {
     pub underlay: String,
     /// The underlay interface's MTU in bytes.
     pub underlay_mtu: u32,
+}
+
+/// The lease store. Counts are since the daemon's start; those of revisions, races and renewals are of etcd.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Store {
+    /// `file` or `etcd`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The file, or the member that is asked and the prefix of all keys.
+    pub place: String,
+    /// It could be read the last time, and is being watched.
+    #[serde(default)]
+    pub reachable: bool,
+    /// Leases in it, our own and refused ones too.
+    #[serde(default)]
+    pub leases: usize,
+    /// For how long the leases in force have not been compared with the store, in seconds, while it is out of reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<u64>,
+    /// What is left of this node's lease if it is not renewed, in seconds, where leases end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_left_seconds: Option<u64>,
+    /// Times that the whole of it was read.
+    #[serde(default)]
+    pub reads: u64,
+    /// Attempts to read or write that failed.
+    #[serde(default)]
+    pub faults: u64,
+    /// What is not as it should be; empty: the store is in order.
+    pub reasons: Vec<String>,
+    /// For how long that is so, in seconds.
+    pub degraded_seconds: Option<u64>,
+    /// The last revision that we know all of.
+    pub revision: i64,
+    /// Leases that do not end.
+    pub reservations: usize,
+    /// Keys whose values cannot be read, and why.
+    pub unreadable: Vec<String>,
+    /// Connections made.
+    pub connects: u64,
+    /// Whole lists read after the first.
+    pub relists: u64,
+    /// Changes that the watch reported.
+    pub changes: u64,
+    /// Unreadable values that came.
+    pub unreadable_values: u64,
+    /// Writes that another node was faster with.
+    pub races_lost: u64,
+    /// Leases that this node took.
+    pub leases_taken: u64,
+    /// Renewals of its lease.
+    pub renewals: u64,
 }
 
 /// The node's own lease.
@@ -351,6 +409,22 @@ impl Status {
                 .map(|mac| format!(", VTEP MAC {mac}"))
                 .unwrap_or_default()
         )?;
+
+        if !self.store.kind.is_empty() {
+            let store = &self.store;
+            write!(to, "store     {} {}", store.kind, store.place)?;
+            if store.kind == "etcd" {
+                write!(
+                    to,
+                    ", revision {}, {} renewals, {} relists, {} races lost",
+                    store.revision, store.renewals, store.relists, store.races_lost
+                )?;
+            }
+            writeln!(to)?;
+            for unreadable in &store.unreadable {
+                writeln!(to, "          unreadable: {unreadable}")?;
+            }
+        }
 
         if self.repairs.count > 0 {
             writeln!(to, "\nrepairs   {}, the last:", self.repairs.count)?;

@@ -142,11 +142,11 @@ fn what_is_sent_into_the_device_goes_nowhere() {
 #[test]
 fn nothing_of_the_host_changes_and_all_is_gone_when_dropped() {
     let pair = Pair::new();
-    let before = host_state(&pair);
+    let before = settled_state(&pair);
     let injector = pair.open(Backend::Vxlan);
     let good = good_frame(&pair, &injector, Family::V4);
     let during = host_state(&pair);
-    assert_eq!(without_tap(&during), before);
+    assert_same(&without_tap(&during), &before);
     assert!(during.contains(TAP));
     let addresses = pair.us(&format!("ip -o addr show dev {TAP}"));
     assert_eq!(addresses, "", "it has an address");
@@ -157,7 +157,7 @@ fn nothing_of_the_host_changes_and_all_is_gone_when_dropped() {
     pair.us("ping -c 3 -i 0.02 -W 2 10.99.0.2");
     pair.them("ping -c 3 -i 0.02 -W 2 fd99::1");
     drop(injector);
-    assert_eq!(host_state(&pair), before);
+    assert_same(&host_state(&pair), &before);
 }
 
 /// Links, addresses, routes, rules, queueing disciplines, filters, firewall, and the settings of the network.
@@ -180,6 +180,32 @@ fn host_state(pair: &Pair) -> String {
         state += &stdout;
     }
     state
+}
+
+/// The host's state once the kernel has stopped changing it: addresses are made usable, and their routes made, after a while.
+fn settled_state(pair: &Pair) -> String {
+    let mut state = host_state(pair);
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(200));
+        let before = std::mem::replace(&mut state, host_state(pair));
+        if before == state && !state.contains("tentative") {
+            break;
+        }
+    }
+    state
+}
+
+/// Names the lines that differ, of the hundreds that there are.
+fn assert_same(now: &str, before: &str) {
+    let only_in = |one: &str, other: &str| -> Vec<String> {
+        let lines = one.lines().filter(|line| !other.lines().any(|l| l == *line));
+        lines.map(str::to_owned).collect()
+    };
+    let (new, gone) = (only_in(now, before), only_in(before, now));
+    assert!(
+        new.is_empty() && gone.is_empty(),
+        "new: {new:#?}, gone: {gone:#?}"
+    );
 }
 
 fn without_tap(state: &str) -> String {
@@ -217,7 +243,7 @@ fn after_kill_9_nothing_is_left() {
         return;
     }
     let pair = Pair::new();
-    let before = host_state(&pair);
+    let before = settled_state(&pair);
     let mut holder = Command::new(env::current_exe().unwrap())
         .args(["--exact", "safety::after_kill_9_nothing_is_left"])
         .env(HOLD_IN, pair.ours.to_string())
@@ -239,7 +265,7 @@ fn after_kill_9_nothing_is_left() {
     }
     holder.kill().unwrap();
     holder.wait().unwrap();
-    assert_eq!(host_state(&pair), before);
+    assert_same(&host_state(&pair), &before);
     let injector = pair.open(Backend::Vxlan);
     let good = good_frame(&pair, &injector, Family::V4);
     assert_eq!(

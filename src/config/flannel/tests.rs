@@ -97,6 +97,8 @@ fn each_flag_means_its_option() {
             username: Some("u".into()),
             password: Some(Password::Text("p".into())),
             renew_margin: std::time::Duration::from_secs(90 * 60),
+            lease_ttl: std::time::Duration::from_secs(24 * 3600),
+            saved_table: "/var/lib/overlayd/leases.saved".into(),
         }
     );
     assert!(!format!("{all:?}").contains("Text(\"p\")"));

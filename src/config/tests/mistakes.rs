@@ -157,9 +157,22 @@ fn what_the_etcd_store_the_filter_and_metrics_refuse() {
         "[store]\ntype = 'etcd'\nendpoints = [2379]\n",
         &["expected an array of strings"],
     );
+    let etcd = |rest: &str| format!("[store]\ntype = 'etcd'\n{rest}\n");
     bad(
-        "[store]\ntype = 'etcd'\nrenew-margin = 1440\n",
-        &["from 1 to 1439"],
+        &etcd("endpoints = ['http://127.0.0.1:2379', 'ftp://x']"),
+        &["store.endpoints", "not an endpoint"],
+    );
+    bad(
+        &etcd("prefix = '/'"),
+        &["store.prefix", "not a prefix of keys"],
+    );
+    bad(
+        &etcd("renew-margin = 0"),
+        &["store.renew-margin", "minutes from 1"],
+    );
+    bad(
+        &etcd("lease-ttl = 1"),
+        &["store.lease-ttl", "seconds from 5"],
     );
     bad(
         "[control]\nmetrics = '9285'\n",

@@ -499,15 +499,22 @@ fn a_change_needs_a_restart_or_is_taken_up() {
     ];
     // They mean something to the etcd store only.
     let of_etcd = [
+        // Without effect on a file.
+        "network.subnet-min",
+        "network.subnet-max",
+        "network.ipv6-subnet-min",
+        "network.ipv6-subnet-max",
         "store.endpoints",
         "store.prefix",
         "store.ca-file",
         "store.cert-file",
         "store.key-file",
         "store.username",
-        "store.password",
         "store.password-file",
+        "store.password",
         "store.renew-margin",
+        "store.lease-ttl",
+        "store.saved-table",
     ];
     let base = Overrides::default()
         .set("network.network", "10.244.0.0/16")
