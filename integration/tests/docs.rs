@@ -197,7 +197,7 @@ fn drops() -> String {
 /// One row per option that works in this version.
 fn options() -> String {
     let mut table = String::from("| option | flag | default | reload |\n|---|---|---|---|\n");
-    for opt in OPTIONS.iter().filter(|opt| opt.later.is_none()) {
+    for opt in OPTIONS {
         let default = if opt.default.is_empty() {
             "none"
         } else {

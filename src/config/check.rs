@@ -262,8 +262,8 @@ pub fn example() -> String {
     for (section, heading) in SECTIONS {
         // Writing to a String can not fail.
         let _ = write!(out, "\n# {heading}\n[{section}]\n");
-        let ready = |opt: &&Opt| opt.section == *section && opt.later.is_none();
-        for (index, opt) in OPTIONS.iter().filter(ready).enumerate() {
+        let inside = |opt: &&Opt| opt.section == *section;
+        for (index, opt) in OPTIONS.iter().filter(inside).enumerate() {
             if index > 0 {
                 out.push('\n');
             }

@@ -43,8 +43,6 @@ pub struct Opt {
     pub default: &'static str,
     /// One or two plain sentences.
     pub help: &'static str,
-    /// For an option that this version refuses: what to do instead.
-    pub later: Option<&'static str>,
     /// True where a running daemon takes a new value up on reload.
     pub reload: bool,
 }
@@ -118,7 +116,6 @@ const fn row(
         example,
         default,
         help,
-        later: None,
         reload: false,
     }
 }
@@ -325,12 +322,7 @@ mod tests {
                 "{}",
                 opt.name()
             );
-            assert!(
-                opt.flag.is_empty() || flags.insert(opt.flag),
-                "--{} stands twice",
-                opt.flag
-            );
-            assert_eq!(opt.flag.is_empty(), opt.later.is_some(), "{}", opt.name());
+            assert!(flags.insert(opt.flag), "--{} stands twice", opt.flag);
             for variable in opt.variables() {
                 assert!(
                     variables.insert(variable.clone()),

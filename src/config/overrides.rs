@@ -84,7 +84,7 @@ fn arg(opt: &'static Opt) -> Arg {
 
 impl Args for Overrides {
     fn augment_args(command: Command) -> Command {
-        command.args(OPTIONS.iter().filter(|opt| opt.later.is_none()).map(arg))
+        command.args(OPTIONS.iter().map(arg))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -100,7 +100,7 @@ impl FromArgMatches for Overrides {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for opt in OPTIONS.iter().filter(|opt| opt.later.is_none()) {
+        for opt in OPTIONS {
             if let Some(values) = matches.get_many::<String>(opt.flag) {
                 let values: Vec<_> = values.map(String::as_str).collect();
                 self.put(opt, values.join("\n"));

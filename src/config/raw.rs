@@ -88,13 +88,7 @@ impl RawConfig {
                 self.warnings.push(unknown_variable(name));
                 continue;
             };
-            let setting = Setting::new(opt, text, Origin::Env(name.to_owned()));
-            if let Some(cure) = opt.later {
-                self.problems
-                    .push(setting.problem(not_in_this_version(cure)));
-            } else {
-                ours.push(setting);
-            }
+            ours.push(Setting::new(opt, text, Origin::Env(name.to_owned())));
         }
         for one in &ours {
             let other = ours
@@ -154,11 +148,7 @@ fn unknown_variable(name: &str) -> String {
     if name.starts_with("FLANNELD_") {
         return format!("{name} is set, but overlayd has no such option: ignored");
     }
-    let known: Vec<String> = OPTIONS
-        .iter()
-        .filter(|opt| opt.later.is_none())
-        .flat_map(Opt::variables)
-        .collect();
+    let known: Vec<String> = OPTIONS.iter().flat_map(Opt::variables).collect();
     // The common prefix would make everything look alike.
     let bare = |name: &str| {
         name.trim_start_matches("OVERLAYD_")
@@ -241,13 +231,7 @@ impl FileReader<'_> {
         for (key, value) in table {
             match options::find(section, key.get_ref()) {
                 None => self.unknown_key(key, section),
-                Some(opt) => match opt.later {
-                    Some(cure) => {
-                        let what = format!("{}: {}", opt.name(), not_in_this_version(cure));
-                        self.problem(key, what);
-                    }
-                    None => self.value(opt, value),
-                },
+                Some(opt) => self.value(opt, value),
             }
         }
     }

@@ -198,7 +198,9 @@ fn settled_state(pair: &Pair) -> String {
 /// Names the lines that differ, of the hundreds that there are.
 fn assert_same(now: &str, before: &str) {
     let only_in = |one: &str, other: &str| -> Vec<String> {
-        let lines = one.lines().filter(|line| !other.lines().any(|l| l == *line));
+        let lines = one
+            .lines()
+            .filter(|line| !other.lines().any(|l| l == *line));
         lines.map(str::to_owned).collect()
     };
     let (new, gone) = (only_in(now, before), only_in(before, now));

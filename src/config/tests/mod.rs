@@ -531,7 +531,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
     };
     let old = load(&base);
     assert!(old.diff_needs_restart(&old).is_empty());
-    for opt in OPTIONS.iter().filter(|opt| opt.later.is_none()) {
+    for opt in OPTIONS {
         let name = opt.name();
         let Some((_, other)) = others.iter().find(|(known, _)| *known == name) else {
             let known = one_value.iter().chain(&of_etcd);
@@ -569,7 +569,7 @@ fn the_example_is_valid_and_names_every_option() {
     let config = Case::new(&all).good();
     assert_eq!(config.routes.len(), 1);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
-    for opt in OPTIONS.iter().filter(|opt| opt.later.is_none()) {
+    for opt in OPTIONS {
         assert!(
             text.contains(&format!("\n# (--{}", opt.flag)),
             "{} is not explained",
