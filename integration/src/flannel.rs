@@ -34,8 +34,10 @@ pub struct Side {
     family: Family,
     name: &'static str,
     mtu: u32,
-    ours: MacAddr,
-    theirs: MacAddr,
+    /// The VTEP MAC of overlayd's node.
+    pub ours: MacAddr,
+    /// That of the kernel's.
+    pub theirs: MacAddr,
 }
 
 fn mac(text: &str) -> MacAddr {
@@ -162,7 +164,10 @@ impl Pair {
 }
 
 /// What flannel's vxlan backend does on a node for itself and for one peer.
-async fn make_device(node: &Node, peer: &Node, vni: u32, side: &Side, checksums: Checksums) {
+///
+/// # Panics
+/// If the kernel refuses.
+pub async fn make_device(node: &Node, peer: &Node, vni: u32, side: &Side, checksums: Checksums) {
     let netlink = node.netlink();
     let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
     if checksums == Checksums::Off {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::shell;
 
 /// The command, without what the machine's variables would say.
-fn overlayd(args: &[&str]) -> Command {
+pub(super) fn overlayd(args: &[&str]) -> Command {
     let mut command = Command::new(overlayd_bin());
     command.args(args).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
@@ -47,22 +47,30 @@ fn lease_at(node: &Node, public: &str) -> Value {
 }
 
 /// `overlayd flannel` in a node, on its lease file. Dropped, it is killed.
-struct Flannel {
+pub(super) struct Flannel {
     child: Child,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
 }
 
 impl Flannel {
     fn start(node: &Node, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let socket = node.dir().join("flannel.sock");
         let leases = node.leases_path();
+        let leases = leases.to_str().unwrap();
+        let on_file = [
+            "--store=file",
+            "--network=10.244.0.0/16",
+            "--leases",
+            leases,
+        ];
+        Self::launch(node, &[args, &on_file].concat(), env)
+    }
+
+    /// The same, on the store that the arguments name.
+    pub(super) fn launch(node: &Node, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let socket = node.dir().join("flannel.sock");
         let mut command = overlayd(&["flannel"]);
         command
             .args(args)
-            .arg("--store=file")
-            .args(["--network", "10.244.0.0/16"])
-            .arg("--leases")
-            .arg(&leases)
             .arg("--socket")
             .arg(&socket)
             .envs(env.iter().copied());
@@ -70,7 +78,7 @@ impl Flannel {
         Flannel { child, socket }
     }
 
-    fn status(&mut self) -> Value {
+    pub(super) fn status(&mut self) -> Value {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             if let Ok(status) = client::status(&self.socket) {
@@ -82,7 +90,7 @@ impl Flannel {
         }
     }
 
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         let pid = Pid::from_raw(self.child.id().try_into().unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
         assert!(self.child.wait().unwrap().success());

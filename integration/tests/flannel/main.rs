@@ -4,6 +4,7 @@
 
 mod filter;
 mod flags;
+mod takeover;
 mod web;
 
 use std::process::Command;
