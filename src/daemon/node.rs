@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::engines::Extras;
 use super::reconcile::Report;
 use crate::datapath::Forwarding;
-use crate::datapath::counters::{PeerCounters, Tally, Way};
+use crate::datapath::counters::{DirectionCounts, PeerCounters, Tally, Way};
 use crate::kernel::host::Site;
 use crate::kernel::{Netlink, Route, preflight};
 use crate::lease::Lease;
@@ -304,8 +304,18 @@ impl Node {
         Ok(Routes::new(desired, held, &actual, &view.unroutable))
     }
 
+    /// What the kernel dropped at the device before a forwarding thread could read it.
+    async fn dropped_by_device(&self) -> u64 {
+        let device = self.view().report.desired.device.as_ref().map(|d| d.index);
+        match device {
+            Some(index) => self.netlink.dropped_by(index).await.unwrap_or_default(),
+            None => 0,
+        }
+    }
+
     pub(super) async fn status(&self) -> Status {
         let warnings = self.warnings().await;
+        let full_queue = self.dropped_by_device().await;
         let vxlan = self.backend.vni.is_some();
         let mac = |lease: &Lease| vxlan.then(|| lease.vtep_mac(Family::V4).to_string());
         let view = self.view();
@@ -385,7 +395,10 @@ impl Node {
                 .chain(&view.unroutable)
                 .cloned()
                 .collect(),
-            outbound: self.tally.counts(Way::Outbound),
+            outbound: DirectionCounts {
+                overflow: full_queue,
+                ..self.tally.counts(Way::Outbound)
+            },
             inbound: self.tally.counts(Way::Inbound),
             drops: status::drops(&self.tally),
         }

@@ -276,7 +276,8 @@ pub struct DirectionCounts {
     pub checksums_completed: u64,
     /// Datagrams accepted with reserved bits set.
     pub reserved_bits: u64,
-    /// Datagrams that the kernel dropped before we saw them.
+    /// Packets that the kernel dropped before we saw them: outbound those that found the device's queue full, inbound
+    /// datagrams that found the socket's buffer full or had a wrong checksum.
     #[serde(default)]
     pub overflow: u64,
     /// System calls on the device.

@@ -119,6 +119,34 @@ impl Netlink {
         .await
     }
 
+    /// How many packets a device dropped instead of sending them, since it was made: of a TUN device, those that found its
+    /// queue full (`tx_dropped`, `drivers/net/tun.c` `tun_net_xmit`). 0 if the device is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn dropped_by(&self, index: u32) -> Result<u64> {
+        let request = self.handle.link().get().match_index(index);
+        let attempt = || format!("ask for the drops of link #{index}");
+        let mut replies = std::pin::pin!(request.execute());
+        let message = match replies.try_next().await {
+            Ok(message) => message,
+            Err(e) => {
+                let error = Error::netlink(attempt(), e);
+                return if error.is_not_found() {
+                    Ok(0)
+                } else {
+                    Err(error)
+                };
+            }
+        };
+        let attributes = message.map(|message| message.attributes);
+        let dropped = attributes.into_iter().flatten().find_map(|a| match a {
+            LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+            _ => None,
+        });
+        Ok(dropped.unwrap_or(0))
+    }
+
     /// The kernel VXLAN device that listens on this UDP port, if one does: such a device owns the port of its
     /// namespace without any process holding it, so `ss -p` names nobody.
     ///

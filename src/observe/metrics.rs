@@ -157,7 +157,7 @@ const DIRECTED: &[(&str, &str, Kind, Take)] = &[
     ("overlayd_packets_coalesced", "Packets handed to the device in one piece with others", Kind::Counter, |c| c.coalesced),
     ("overlayd_checksums_completed", "Transport checksums completed", Kind::Counter, |c| c.checksums_completed),
     ("overlayd_reserved_bits", "Datagrams accepted although reserved bits were set", Kind::Counter, |c| c.reserved_bits),
-    ("overlayd_socket_overflow", "Datagrams that the kernel dropped before the daemon saw them", Kind::Counter, |c| c.overflow),
+    ("overlayd_overflow", "Packets that the kernel dropped before the daemon saw them, at the device or the socket", Kind::Counter, |c| c.overflow),
     ("overlayd_device_calls", "System calls on the device that moved something", Kind::Counter, |c| c.device_calls),
     ("overlayd_socket_calls", "System calls on the sockets that moved something", Kind::Counter, |c| c.socket_calls),
     ("overlayd_socket_messages", "Messages in those calls", Kind::Counter, |c| c.socket_messages),

@@ -486,6 +486,13 @@ impl Status {
                 counts.packets_in, counts.forwarded, counts.dropped, counts.queued
             )?;
         }
+        if self.outbound.overflow > 0 {
+            writeln!(
+                to,
+                "\n{} packets were dropped by the kernel: the queue of {} was full",
+                self.outbound.overflow, self.device.name
+            )?;
+        }
         if self.inbound.overflow > 0 {
             writeln!(
                 to,

@@ -67,7 +67,7 @@ fn still_carries(bed: &Bed) {
 }
 
 #[test]
-fn a_full_device_queue_drops_and_the_device_counts() {
+fn a_full_device_queue_drops_and_status_tells() {
     for engine in ENGINES {
         let (bed, daemons) = started(2, Backend::Vxlan, engine);
         let (one, two) = (bed.node(1), bed.node(2));
@@ -89,6 +89,9 @@ fn a_full_device_queue_drops_and_the_device_counts() {
             read + lost <= sent + 20,
             "{engine:?}: {read} read, {lost} lost"
         );
+        let told = count(&status, "outbound", "overflow");
+        assert!(told >= lost, "{engine:?}: {told} told of {lost}");
+        assert_eq!(device_drops(one), told, "nothing is lost any more");
         still_carries(&bed);
         daemons
             .iter()
