@@ -103,8 +103,9 @@ impl<R: BufRead> Reader<R> {
         }
         self.bytes.resize(captured, 0);
         if captured > 0 {
-            let what = format_args!("frame {}", self.number);
-            self.input.must_fill(&mut self.bytes, what)?;
+            let number = self.number;
+            self.input
+                .must_fill(&mut self.bytes, format_args!("frame {number}"))?;
         }
         Ok(Some(Record {
             time: Some(
