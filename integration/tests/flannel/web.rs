@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 
 use encap::Family;
 use integration::bed::{Backend, Bed, Daemon, Node, Underlay};
+use integration::etcd::Etcd;
 use integration::probe;
 use overlayd::observe::metrics;
 
@@ -115,6 +116,60 @@ fn metrics_are_the_counters_of_status_and_health_is_told() {
     daemon.stop();
     let gone = one.run(|| TcpStream::connect(&*at));
     assert!(gone.is_err(), "nobody listens any more");
+}
+
+/// Before the lease is had, while it is, and while etcd is away.
+#[test]
+fn a_store_in_etcd_has_figures() {
+    let bed = Bed::new(1, Underlay::V4);
+    let one = bed.node(1);
+    let mut etcd = Etcd::start(&bed);
+    let at = free(one);
+    let config = etcd.config(one).set("control.metrics", at.as_str());
+    let daemon = Daemon::launch(one, &config);
+    let say = |path: &str| {
+        // An answer is good for a second.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        get(one, &at, path)
+    };
+    let (ready, _) = say("/readyz");
+    assert!(ready.contains("503"), "no configuration in etcd: {ready}");
+    etcd.configure(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let peer = r#"{"PublicIP":"10.99.0.77","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}"#;
+    etcd.put("10.244.77.0-24", peer);
+    let is_ok = |status: &serde_json::Value| status["state"] == "ok";
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !overlayd::observe::client::status(daemon.socket()).is_ok_and(|status| is_ok(&status)) {
+        assert!(std::time::Instant::now() < end, "it does not forward");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let samples = parse(&say("/metrics").1);
+    for (name, least) in [
+        ("overlayd_store_reachable", 1),
+        ("overlayd_store_leases", 2),
+        ("overlayd_store_reads_total", 1),
+        ("overlayd_store_watch_events_total", 1),
+        ("overlayd_lease_left_seconds", 86_000),
+    ] {
+        let value = samples[name];
+        assert!(value >= least, "{name} is {value}");
+    }
+    assert!(!samples.contains_key("overlayd_store_age_seconds"));
+
+    etcd.kill();
+    daemon.wait_for("etcd is missed", |status| status["state"] == "degraded");
+    let samples = parse(&say("/metrics").1);
+    assert_eq!(samples["overlayd_store_reachable"], 0);
+    assert!(samples["overlayd_store_faults_total"] >= 1);
+    assert!(samples.contains_key("overlayd_store_age_seconds"));
+    let (ready, body) = say("/readyz");
+    assert_eq!(ready, "HTTP/1.1 200 OK");
+    assert!(body.contains("degraded: "), "{body}");
+
+    etcd.run();
+    daemon.wait_for("etcd is back", is_ok);
+    assert_eq!(parse(&say("/metrics").1)["overlayd_store_reachable"], 1);
+    daemon.stop();
 }
 
 #[test]
