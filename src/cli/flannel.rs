@@ -22,7 +22,7 @@ pub(super) struct Args {
 pub(super) fn main(args: Args) -> Exit {
     match flannel::parse(args.flags) {
         Err(error) => {
-            eprintln!("overlayd flannel: {error}");
+            tell!("overlayd flannel: {error}");
             Exit::Usage
         }
         Ok(Asked::Help) => {
@@ -40,7 +40,7 @@ pub(super) fn main(args: Args) -> Exit {
                     Exit::Ok
                 }
                 Err(error) => {
-                    eprintln!("overlayd flannel: {error}");
+                    tell!("overlayd flannel: {error}");
                     Exit::Config
                 }
             }

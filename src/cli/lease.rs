@@ -8,7 +8,7 @@ use clap::Subcommand;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::peers::{ask, refused};
+use super::ask::{self, refused};
 use super::{Exit, Socket, complain, say};
 use crate::config::{Config, Overrides, Store};
 use crate::lease::etcd;
@@ -16,7 +16,7 @@ use crate::lease::file::FileStore;
 use crate::lease::schema::Subnets;
 use crate::lease::{Lease, store, subnet_env};
 use crate::observe::client;
-use crate::observe::status::Holder;
+use crate::observe::status::{Holder, Status};
 
 /// Version of the JSON that these commands print.
 const VERSION: u32 = 1;
@@ -265,8 +265,8 @@ fn as_json(key: &str, lease: &Result<Lease, String>, end: Option<End>) -> Value 
 }
 
 fn show(socket: &Socket, json: bool, docker_opts: bool) -> Exit {
-    let status = match ask(socket) {
-        Ok(status) => status,
+    let status: Status = match ask::document(socket, "status") {
+        Ok((_, status)) => status,
         Err(exit) => return exit,
     };
     if docker_opts {

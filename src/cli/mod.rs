@@ -9,6 +9,7 @@ macro_rules! tell {
     };
 }
 
+mod ask;
 mod bench;
 mod config;
 mod dissect;
@@ -81,13 +82,13 @@ enum Command {
     /// Run the daemon in flanneld's place, with flanneld's flags and FLANNELD_* variables
     Flannel(flannel::Args),
     /// Show a running daemon's health, device, lease, peers and drops
-    Status(status::Args),
+    Status(ask::Args),
     /// The leases in the store, and this node's own
     Lease(lease::Args),
     /// The other nodes, as the running daemon knows them
-    Peers(peers::Args),
+    Peers(ask::Args),
     /// Show the routes that a running daemon wants in the kernel, and how each stands
-    Routes(routes::Args),
+    Routes(ask::Args),
     /// Check a configuration, or print an example
     Config(config::Args),
     /// A multi-node overlay in network namespaces on this machine: build one, look inside, see it work

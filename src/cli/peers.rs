@@ -1,22 +1,12 @@
 //! `overlayd peers`: the other nodes, as the running daemon knows them.
 
 use super::lease::columns;
-use super::{Exit, Socket, say};
-use crate::observe::client::{self, AskError};
+use super::{Exit, ask, say};
 use crate::observe::status::{self, Status};
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    socket: Socket,
-    /// Print them as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn main(args: &Args) -> Exit {
-    let status = match ask(&args.socket) {
-        Ok(status) => status,
+pub(super) fn main(args: &ask::Args) -> Exit {
+    let status: Status = match ask::document(&args.socket, "status") {
+        Ok((_, status)) => status,
         Err(exit) => return exit,
     };
     if args.json {
@@ -48,21 +38,4 @@ pub(super) fn main(args: &Args) -> Exit {
     }));
     say(columns(&rows));
     Exit::Ok
-}
-
-/// The daemon's status, or what was complained of.
-pub(super) fn ask(socket: &Socket) -> Result<Status, Exit> {
-    let answer = client::status(&socket.socket).map_err(|error| refused(&error))?;
-    serde_json::from_value(answer).map_err(|error| {
-        tell!("overlayd: the daemon's status has a form that this version does not know: {error}");
-        Exit::Error
-    })
-}
-
-pub(super) fn refused(error: &AskError) -> Exit {
-    tell!("overlayd: {error}");
-    match error {
-        AskError::Unreachable(_) => Exit::Unreachable,
-        AskError::Permission(_) | AskError::Broken { .. } => Exit::Error,
-    }
 }

@@ -3,46 +3,21 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Exit, Socket, say};
+use super::{Exit, ask, say};
 use crate::kernel::ROUTE_PROTOCOL;
-use crate::observe::client::{self, AskError};
 use crate::observe::routes::Routes;
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    socket: Socket,
-    /// Print the document as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn main(args: &Args) -> Exit {
-    let answer = match client::ask(&args.socket.socket, "routes") {
+pub(super) fn main(args: &ask::Args) -> Exit {
+    let (answer, routes): (_, Routes) = match ask::document(&args.socket, "routes") {
         Ok(answer) => answer,
-        Err(error) => {
-            eprintln!("overlayd: {error}");
-            return match error {
-                AskError::Unreachable(_) => Exit::Unreachable,
-                AskError::Permission(_) | AskError::Broken { .. } => Exit::Error,
-            };
-        }
-    };
-    let routes = match serde_json::from_value::<Routes>(answer.clone()) {
-        Ok(routes) => routes,
-        Err(error) => {
-            eprintln!(
-                "overlayd: the daemon's routes have a form that this version does not know ({error})"
-            );
-            return Exit::Error;
-        }
+        Err(exit) => return exit,
     };
     if args.json {
         say(format_args!("{answer:#}"));
     } else {
         say(routes.to_text().trim_end());
         if !routes.routes.is_empty() && !is_named() {
-            eprintln!(
+            tell!(
                 "\n`ip route` shows these as `proto {ROUTE_PROTOCOL}`; to see `proto overlayd`: \
                  mkdir -p /etc/iproute2/rt_protos.d && echo '{ROUTE_PROTOCOL} overlayd' > /etc/iproute2/rt_protos.d/overlayd.conf"
             );

@@ -1,42 +1,23 @@
 //! `overlayd status`: asks a running daemon how it is.
 
-use super::{Exit, Socket, say};
-use crate::observe::client::{self, AskError};
+use serde_json::Value;
+
+use super::{Exit, ask, say};
 use crate::observe::status::Status;
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    socket: Socket,
-    /// Print the whole status as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn main(args: &Args) -> Exit {
-    let answer = match client::status(&args.socket.socket) {
-        Ok(answer) => answer,
-        Err(error) => {
-            tell!("overlayd: {error}");
-            return match error {
-                AskError::Unreachable(_) => Exit::Unreachable,
-                AskError::Permission(_) | AskError::Broken { .. } => Exit::Error,
-            };
-        }
+pub(super) fn main(args: &ask::Args) -> Exit {
+    let shown = match args.json {
+        // As it came, also from a daemon of another version.
+        true => ask::document(&args.socket, "status")
+            .inspect(|(_, answer): &(_, Value)| say(format_args!("{answer:#}")))
+            .map(|(answer, _)| answer),
+        false => ask::document(&args.socket, "status")
+            .inspect(|(_, status): &(_, Status)| say(status.to_text().trim_end()))
+            .map(|(answer, _)| answer),
     };
-    let degraded = answer["state"] == "degraded";
-    if args.json {
-        say(format_args!("{answer:#}"));
-    } else {
-        match serde_json::from_value::<Status>(answer) {
-            Ok(status) => say(status.to_text().trim_end()),
-            Err(error) => {
-                tell!(
-                    "overlayd: the daemon's status has a form that this version does not know ({error}): ask with --json"
-                );
-                return Exit::Error;
-            }
-        }
+    match shown {
+        Ok(answer) if answer["state"] == "degraded" => Exit::Degraded,
+        Ok(_) => Exit::Ok,
+        Err(exit) => exit,
     }
-    if degraded { Exit::Degraded } else { Exit::Ok }
 }
