@@ -21,6 +21,7 @@ mod routing;
 mod serve;
 mod threads;
 
+use std::future::ready;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -86,21 +87,21 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     // Watched before it is read, so that no change falls between.
     let mut store = LeaseStore::open(&config.store).context("cannot watch the lease file")?;
     let (_, host_changes) = Netlink::watch_host().context("cannot watch the host")?;
-    let net_conf = tokio::select! {
-        net_conf = store.net_conf() => net_conf,
+    let control = Control::bind(&config.control.socket)?;
+    let face = store.face();
+    // Whoever asks meanwhile hears what we wait for.
+    let waiting = control.serve(move |_| ready(face.waiting()));
+    let told = tokio::select! {
+        told = told(&mut store, config, &surroundings, &netlink) => told?,
         () = signals.end() => return Ok(()),
+        never = waiting => match never {},
     };
-    let config = match &net_conf {
-        Some(conf) => (surroundings.reload)(Some(conf))?,
-        None => config,
-    };
-
-    let host = Host::look(&netlink, wanted(&config), &netlink.actual().await?).await?;
-    let candidates = host.candidates()?;
-    tokio::select! {
-        () = store.take(store::wanted(&config, &candidates)) => {}
-        () = signals.end() => return Ok(()),
-    }
+    let Told {
+        config,
+        net_conf,
+        host,
+        candidates,
+    } = told;
     let leases = store.load().map_err(|fault| anyhow!(fault))?;
     let own = sync::find_own(&leases, &candidates)
         .with_context(|| match &config.store {
@@ -127,6 +128,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         started,
         signals,
         web,
+        control,
     };
     match start.config.backend.clone() {
         Backend::Udp(_) => start.run(|_: &Lease| RawUdp).await,
@@ -146,6 +148,37 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     }
 }
 
+/// What the store has to say first, which may take as long as it is away.
+struct Told {
+    config: Config,
+    net_conf: Option<Vec<u8>>,
+    host: Host,
+    candidates: Vec<IpAddr>,
+}
+
+/// Waits until the store has told what the network is, and has a lease for this node.
+async fn told(
+    store: &mut LeaseStore,
+    config: Config,
+    surroundings: &Surroundings,
+    netlink: &Netlink,
+) -> anyhow::Result<Told> {
+    let net_conf = store.net_conf().await;
+    let config = match &net_conf {
+        Some(conf) => (surroundings.reload)(Some(conf))?,
+        None => config,
+    };
+    let host = Host::look(netlink, wanted(&config), &netlink.actual().await?).await?;
+    let candidates = host.candidates()?;
+    store.take(store::wanted(&config, &candidates)).await;
+    Ok(Told {
+        config,
+        net_conf,
+        host,
+        candidates,
+    })
+}
+
 /// Everything that is known before anything is made.
 struct Start<S> {
     config: Config,
@@ -161,6 +194,7 @@ struct Start<S> {
     started: Instant,
     signals: Signals,
     web: Option<Web>,
+    control: Control,
 }
 
 impl<S: Stream<Item = Change> + Unpin> Start<S> {
@@ -184,12 +218,12 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             started,
             mut signals,
             web,
+            control,
         } = self;
         let ground = ground(&config, &site);
         let synced = sync::sync(&ground, &leases, &make(&own), &KnownPeers::new())?;
         let hops = routing::hops(&synced.peers);
 
-        let control = Control::bind(&config.control.socket)?;
         let (mut underlay, mut plane) = (None, None);
         if config.backend.encapsulates() {
             underlay = Some(plane::bind(&config, site.bound, &netlink).await?);

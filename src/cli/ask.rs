@@ -38,6 +38,7 @@ pub(super) fn refused(error: &AskError) -> Exit {
     tell!("overlayd: {error}");
     match error {
         AskError::Unreachable(_) => Exit::Unreachable,
+        AskError::Starting { .. } => Exit::Degraded,
         AskError::Permission(_) | AskError::Broken { .. } => Exit::Error,
     }
 }

@@ -50,7 +50,7 @@ pub enum Exit {
     Usage = 2,
     /// The daemon cannot be reached.
     Unreachable = 3,
-    /// The daemon forwards, but is degraded.
+    /// The daemon forwards, but is degraded; or it waits for its store and does not forward yet.
     Degraded = 4,
     /// A check or test failed.
     Failed = 5,

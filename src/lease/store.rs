@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use encap::Family;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -245,6 +246,22 @@ impl Face {
                 }
             }
         }
+    }
+
+    /// The answer to every request of a daemon that has no lease yet: why not.
+    pub fn waiting(&self) -> Bytes {
+        let store = self.status();
+        let why = match store.reasons.is_empty() {
+            true => "no configuration and no lease of this node are known yet".to_owned(),
+            false => store.reasons.join("; "),
+        };
+        let what = format!(
+            "it waits for the leases in {} {}: {why}",
+            store.kind, store.place
+        );
+        let mut line = serde_json::json!({ "starting": what }).to_string();
+        line.push('\n');
+        Bytes::from(line)
     }
 
     /// Gives the node's lease back.

@@ -24,6 +24,14 @@ pub enum AskError {
     /// We may not connect.
     #[error("no permission to ask the overlayd at {0}: run as the daemon's user (root)")]
     Permission(PathBuf),
+    /// It does not forward yet.
+    #[error("the overlayd at {path} does not forward yet: {why}")]
+    Starting {
+        /// The control socket.
+        path: PathBuf,
+        /// What it waits for.
+        why: String,
+    },
     /// The connection broke or the answer makes no sense.
     #[error("the overlayd at {path} gave no answer: {why}")]
     Broken {
@@ -75,7 +83,14 @@ pub fn ask(socket: &Path, request: &str) -> Result<Value, AskError> {
         exchanged => exchanged.map_err(|error| broken(error.to_string()))?,
     };
     let answer: Value = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
-    match answer.get("error").and_then(Value::as_str) {
+    let word = |name| answer.get(name).and_then(Value::as_str);
+    if let Some(why) = word("starting") {
+        return Err(AskError::Starting {
+            path: socket.into(),
+            why: why.to_owned(),
+        });
+    }
+    match word("error") {
         Some(error) => Err(broken(error.to_owned())),
         None => Ok(answer),
     }

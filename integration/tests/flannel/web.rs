@@ -134,6 +134,12 @@ fn a_store_in_etcd_has_figures() {
     };
     let (ready, _) = say("/readyz");
     assert!(ready.contains("503"), "no configuration in etcd: {ready}");
+    let error = overlayd::observe::client::status(daemon.socket()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("does not forward yet") && error.contains("etcd http://10.99.0.254"),
+        "{error}"
+    );
     etcd.configure(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#);
     let peer = r#"{"PublicIP":"10.99.0.77","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}"#;
     etcd.put("10.244.77.0-24", peer);
