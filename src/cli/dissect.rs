@@ -34,9 +34,9 @@ pub(super) struct Args {
     /// Show at most N frames of each file
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// UDP datagrams to this port carry flannel's udp or VXLAN; may be given more than once
-    /// (known: 8285=udp, 8472=vxlan, 4789=vxlan)
-    #[arg(long = "port", value_name = "N=vxlan|udp", value_parser = parse_port)]
+    /// UDP datagrams to this port carry this encapsulation: udp (flannel's), vxlan, gpe (VXLAN-GPE), geneve or wireguard;
+    /// may be given more than once (known: 8285=udp, 8472=vxlan, 4789=vxlan, 4790=gpe, 6081=geneve, 51820=wireguard)
+    #[arg(long = "port", value_name = "N=KIND", value_parser = parse_port)]
     ports: Vec<(u16, Tunnel)>,
     /// What frames begin with; `auto` goes by the capture file, and guesses for hex text
     #[arg(long, value_enum, default_value_t = LinkChoice::Auto)]
@@ -62,20 +62,33 @@ enum LinkChoice {
     Raw,
 }
 
+/// What `--port` knows.
+const TUNNELS: [&str; 5] = ["udp", "vxlan", "gpe", "geneve", "wireguard"];
+
 fn parse_port(text: &str) -> Result<(u16, Tunnel), String> {
-    let (port, tunnel) = text
-        .split_once('=')
-        .ok_or("write a port, `=`, and `vxlan` or `udp`, like 4790=vxlan")?;
+    let (port, tunnel) = text.split_once('=').ok_or_else(|| {
+        format!(
+            "write a port, `=`, and {}, like 9000=vxlan",
+            TUNNELS.join(" or ")
+        )
+    })?;
     let port = port
         .parse()
         .map_err(|_| format!("{port:?} is no port: a number up to 65535"))?;
-    match tunnel {
-        "vxlan" => Ok((port, Tunnel::Vxlan)),
-        "udp" => Ok((port, Tunnel::Udp)),
-        _ => Err(format!(
-            "{tunnel:?} is no encapsulation that is known here: `vxlan` or `udp`"
-        )),
-    }
+    let tunnel = match tunnel {
+        "udp" => Tunnel::Udp,
+        "vxlan" => Tunnel::Vxlan,
+        "gpe" => Tunnel::Gpe,
+        "geneve" => Tunnel::Geneve,
+        "wireguard" => Tunnel::WireGuard,
+        _ => {
+            let known = TUNNELS.join(" or ");
+            return Err(format!(
+                "{tunnel:?} is no encapsulation in UDP that is known here: {known}"
+            ));
+        }
+    };
+    Ok((port, tunnel))
 }
 
 pub(super) fn main(args: &Args) -> Exit {

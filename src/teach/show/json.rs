@@ -169,7 +169,9 @@ fn object<'a>(field: &'a Field, source: &'static str, frame: &[u8]) -> FieldObje
         bit: field.bit,
         bits: field.bits,
         value: match field.value {
-            Value::Number(number) | Value::Hex(number) => Some(ValueObject::Number(number)),
+            Value::Number(number) | Value::Hex(number) | Value::Little(number) => {
+                Some(ValueObject::Number(number))
+            }
             Value::Mac(_) | Value::Ip(_) => Some(ValueObject::Text(value(field))),
             Value::Bytes => None,
         },

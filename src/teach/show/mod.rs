@@ -121,7 +121,7 @@ fn value(field: &Field) -> String {
 /// Appends the field's value.
 fn append_value(field: &Field, text: &mut String) {
     match field.value {
-        Value::Number(number) => piece::number(text, number),
+        Value::Number(number) | Value::Little(number) => piece::number(text, number),
         Value::Hex(number) => {
             text.push_str("0x");
             piece::digits(text, number, field.bits.div_ceil(4));
