@@ -299,7 +299,7 @@ impl<W: Write> Task<'_, W> {
             if io::stdin().is_terminal() {
                 tell!("overlayd: reading hex text from the terminal; end it with Ctrl-D");
             }
-            return self.input("stdin", io::stdin().lock(), 1);
+            return self.input("stdin", io::stdin().lock(), 1, 1);
         }
         let name = path.display().to_string();
         let open = || -> anyhow::Result<File> {
@@ -315,11 +315,18 @@ impl<W: Write> Task<'_, W> {
             &name,
             BufReader::with_capacity(1 << 16, file),
             threads.min(MOST_THREADS),
+            BATCH,
         )
     }
 
-    /// Shows the frames of a file by so many threads; by one alone, each as soon as it is there.
-    fn input(&mut self, name: &str, input: impl BufRead, threads: usize) -> Result<(), Failure> {
+    /// Shows the frames of a file by so many threads, so many bytes of them at a time.
+    fn input(
+        &mut self,
+        name: &str,
+        input: impl BufRead,
+        threads: usize,
+        size: usize,
+    ) -> Result<(), Failure> {
         let file = (self.args.files.len() > 1).then_some(name);
         let (view, out) = (&self.view, &mut self.out);
         let mut line = Line {
@@ -332,7 +339,7 @@ impl<W: Write> Task<'_, W> {
             pending: VecDeque::new(),
         };
         if threads < 2 {
-            return frames(self.args, name, input, &mut line, 1);
+            return frames(self.args, name, input, &mut line, size);
         }
         let (jobs, work) = channel::bounded::<(Batch, Sender<Vec<u8>>)>(AHEAD);
         line.jobs = Some(jobs);
@@ -351,7 +358,7 @@ impl<W: Write> Task<'_, W> {
             }
             // With the line the jobs end, and with these the threads.
             let mut line = line;
-            frames(self.args, name, input, &mut line, BATCH)
+            frames(self.args, name, input, &mut line, size)
         })
     }
 }
