@@ -102,7 +102,7 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
                 "\nThen look, mend it, and ask `overlayd lab grade{option}`. `overlayd lab scenario hint 1{option}` is the \
                  first of {} hints.\nWhat is behind it: {}.",
                 story.hints.len(),
-                pointer(lab, scenario)
+                pointer(scenario)
             );
         }
         Command::Hint { number, which } => {
@@ -112,7 +112,7 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
                 bail!(
                     "{scenario} has {} hints; what is behind it: {}",
                     hints.len(),
-                    pointer(lab, scenario)
+                    pointer(scenario)
                 );
             };
             say(wrapped(hint, WIDTH).join("\n"));
@@ -123,10 +123,9 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
 }
 
 /// Where the explanation is, and how to read it.
-fn pointer(lab: &str, scenario: Scenario) -> String {
+fn pointer(scenario: Scenario) -> String {
     format!(
-        "`overlayd lab scenario explain{}`,\nor the chapter \"{}\" of the book (docs/src/{}), part {scenario}",
-        name_option(lab),
+        "`overlayd lab scenario explain {scenario}`,\nor the chapter \"{}\" of the book (docs/src/{}), part {scenario}",
         scenario::CHAPTER,
         scenario::PAGE
     )
@@ -157,7 +156,7 @@ pub(super) fn grade(name: &str, json: bool) -> Result<Exit> {
         say(format!(
             "\n{} solved. What was behind it: {}",
             paint.verdict(true),
-            pointer(name, grade.scenario)
+            pointer(grade.scenario)
         ));
     } else {
         say(format!("\n{} not solved yet", paint.verdict(false)));
