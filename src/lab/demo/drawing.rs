@@ -159,7 +159,7 @@ MTU    1500 underlay
             pods: 250,
             backend: Backend::Udp,
             ipv6: false,
-            underlay: Underlay::V6,
+            underlay: crate::lab::topology::Underlay::V6,
             ..Spec::default()
         };
         let text = topology(&spec);

@@ -18,6 +18,9 @@ const RECEIVER: Name = ("receiver index", "Receiver");
 const BY_SENDER: &str = "the sender's name for this session";
 const BY_RECEIVER: &str = "the receiver's name for this session";
 
+const SEALED: &str =
+    "The packet inside cannot be read without keys: the sum below counts the outer packet as the original.";
+
 /// Bytes of the tag by which a receiver knows that nobody changed what is sealed (RFC 8439 section 2.8).
 const TAG: usize = 16;
 
@@ -77,6 +80,7 @@ impl Walk<'_> {
                 );
             }
             4 => {
+                pen.note(SEALED);
                 pen.little(RECEIVER, 32, BY_RECEIVER);
                 pen.little(
                     ("counter", "Counter"),

@@ -151,6 +151,12 @@ fn wireguards_messages() {
         field(&dissection, "WireGuard", "sealed packet").bits,
         16 * 8
     );
+    assert!(
+        dissection
+            .layers
+            .iter()
+            .any(|layer| layer.note.contains("without keys"))
+    );
     let keepalive = read(&udp(51820, &data[..32]), Link::Ethernet);
     let tag = field(&keepalive, "WireGuard", "authentication tag");
     assert_eq!(tag.meaning, "nothing is sealed: a keepalive");
