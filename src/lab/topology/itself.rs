@@ -63,8 +63,8 @@ pub(super) fn commands(spec: &Spec, node: &NodePlan) -> Vec<String> {
 pub(super) fn explained(spec: &Spec, node: &NodePlan) -> String {
     let name = &node.name;
     let mut text = format!(
-        "# overlayd on {name} does the rest itself. As commands, for you to compare (`ip -n {} -d addr show overlay0`),\n\
-         # not to type beside it:\n",
+        "# overlayd on {name} does the rest itself. As commands, not to type beside it but to compare with what\n\
+         # `ip -n {} -d addr show overlay0` says:\n",
         node.namespace
     );
     for command in commands(spec, node) {
@@ -75,8 +75,9 @@ pub(super) fn explained(spec: &Spec, node: &NodePlan) -> String {
     let v6 = node.public_ipv6.map(|ip| format!("[{ip}]:{port}"));
     let sockets: Vec<_> = v4.into_iter().chain(v6).collect();
     text += &format!(
-        "# It opens UDP sockets on {} (`ss -lun` shows them), reads packets from overlay0, puts the headers\n\
-         # of {} before them, and sends them to the node that has the lease; and the other way round.\n",
+        "# It opens UDP sockets on {} (`ss -lun` shows them),\n\
+         # reads packets from overlay0, puts the headers of {} before them, and sends them to the node that\n\
+         # has the lease; and the other way round.\n",
         sockets.join(" and "),
         spec.backend
     );

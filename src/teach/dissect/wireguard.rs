@@ -18,8 +18,7 @@ const RECEIVER: Name = ("receiver index", "Receiver");
 const BY_SENDER: &str = "the sender's name for this session";
 const BY_RECEIVER: &str = "the receiver's name for this session";
 
-const SEALED: &str =
-    "The packet inside cannot be read without keys: the sum below counts the outer packet as the original.";
+const SEALED: &str = "The packet inside cannot be read without keys: the sum below counts the outer packet as the original.";
 
 /// Bytes of the tag by which a receiver knows that nobody changed what is sealed (RFC 8439 section 2.8).
 const TAG: usize = 16;
