@@ -34,9 +34,9 @@ pub(super) struct Args {
     /// Show at most N frames of each file
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// UDP datagrams to this port carry flannel's udp or VXLAN; may be given more than once
-    /// (known: 8285=udp, 8472=vxlan, 4789=vxlan)
-    #[arg(long = "port", value_name = "N=vxlan|udp", value_parser = parse_port)]
+    /// UDP datagrams to this port carry this encapsulation: udp (flannel's), vxlan, gpe (VXLAN-GPE), geneve or wireguard;
+    /// may be given more than once (known: 8285=udp, 8472=vxlan, 4789=vxlan, 4790=gpe, 6081=geneve, 51820=wireguard)
+    #[arg(long = "port", value_name = "N=KIND", value_parser = parse_port)]
     ports: Vec<(u16, Tunnel)>,
     /// What frames begin with; `auto` goes by the capture file, and guesses for hex text
     #[arg(long, value_enum, default_value_t = LinkChoice::Auto)]
@@ -62,20 +62,33 @@ enum LinkChoice {
     Raw,
 }
 
+/// What `--port` knows.
+const TUNNELS: [&str; 5] = ["udp", "vxlan", "gpe", "geneve", "wireguard"];
+
 fn parse_port(text: &str) -> Result<(u16, Tunnel), String> {
-    let (port, tunnel) = text
-        .split_once('=')
-        .ok_or("write a port, `=`, and `vxlan` or `udp`, like 4790=vxlan")?;
+    let (port, tunnel) = text.split_once('=').ok_or_else(|| {
+        format!(
+            "write a port, `=`, and {}, like 9000=vxlan",
+            TUNNELS.join(" or ")
+        )
+    })?;
     let port = port
         .parse()
         .map_err(|_| format!("{port:?} is no port: a number up to 65535"))?;
-    match tunnel {
-        "vxlan" => Ok((port, Tunnel::Vxlan)),
-        "udp" => Ok((port, Tunnel::Udp)),
-        _ => Err(format!(
-            "{tunnel:?} is no encapsulation that is known here: `vxlan` or `udp`"
-        )),
-    }
+    let tunnel = match tunnel {
+        "udp" => Tunnel::Udp,
+        "vxlan" => Tunnel::Vxlan,
+        "gpe" => Tunnel::Gpe,
+        "geneve" => Tunnel::Geneve,
+        "wireguard" => Tunnel::WireGuard,
+        _ => {
+            let known = TUNNELS.join(" or ");
+            return Err(format!(
+                "{tunnel:?} is no encapsulation in UDP that is known here: {known}"
+            ));
+        }
+    };
+    Ok((port, tunnel))
 }
 
 pub(super) fn main(args: &Args) -> Exit {
@@ -286,7 +299,7 @@ impl<W: Write> Task<'_, W> {
             if io::stdin().is_terminal() {
                 tell!("overlayd: reading hex text from the terminal; end it with Ctrl-D");
             }
-            return self.input("stdin", io::stdin().lock(), 1);
+            return self.input("stdin", io::stdin().lock(), 1, 1);
         }
         let name = path.display().to_string();
         let open = || -> anyhow::Result<File> {
@@ -302,11 +315,18 @@ impl<W: Write> Task<'_, W> {
             &name,
             BufReader::with_capacity(1 << 16, file),
             threads.min(MOST_THREADS),
+            BATCH,
         )
     }
 
-    /// Shows the frames of a file by so many threads; by one alone, each as soon as it is there.
-    fn input(&mut self, name: &str, input: impl BufRead, threads: usize) -> Result<(), Failure> {
+    /// Shows the frames of a file by so many threads, so many bytes of them at a time.
+    fn input(
+        &mut self,
+        name: &str,
+        input: impl BufRead,
+        threads: usize,
+        size: usize,
+    ) -> Result<(), Failure> {
         let file = (self.args.files.len() > 1).then_some(name);
         let (view, out) = (&self.view, &mut self.out);
         let mut line = Line {
@@ -319,7 +339,7 @@ impl<W: Write> Task<'_, W> {
             pending: VecDeque::new(),
         };
         if threads < 2 {
-            return frames(self.args, name, input, &mut line, 1);
+            return frames(self.args, name, input, &mut line, size);
         }
         let (jobs, work) = channel::bounded::<(Batch, Sender<Vec<u8>>)>(AHEAD);
         line.jobs = Some(jobs);
@@ -338,7 +358,7 @@ impl<W: Write> Task<'_, W> {
             }
             // With the line the jobs end, and with these the threads.
             let mut line = line;
-            frames(self.args, name, input, &mut line, BATCH)
+            frames(self.args, name, input, &mut line, size)
         })
     }
 }

@@ -101,6 +101,12 @@ enum LabCommand {
         #[command(subcommand)]
         command: scenario::Command,
     },
+    /// A hint for the scenario that is played in the lab: the same as `scenario hint N`
+    Hint {
+        /// Which hint, from 1
+        #[arg(value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+        number: u8,
+    },
     /// Is what was wrong with a scenario's lab right now? (exit code 5: not yet)
     Grade {
         /// Print it as JSON
@@ -274,6 +280,7 @@ fn run(name: &str, command: LabCommand) -> Result<Exit> {
         LabCommand::Restart { nodes } => up::restart(name, &nodes),
         LabCommand::Revive => up::revive(name),
         LabCommand::Scenario { command } => scenario::main(name, &command),
+        LabCommand::Hint { number } => scenario::main(name, &scenario::Command::hint(number)),
         LabCommand::Grade { json } => scenario::grade(name, json),
         LabCommand::Down => up::down(name),
         LabCommand::Hold => holder::run(),

@@ -24,12 +24,14 @@ mod status;
 mod trace;
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::lab::traffic::Cancel;
 
@@ -118,7 +120,11 @@ struct Socket {
 
 /// Runs the command that was typed.
 pub fn main() -> ExitCode {
-    let exit = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(error).into(),
+    };
+    let exit = match cli.command {
         Command::Run(args) => run::main(args),
         Command::Flannel(args) => flannel::main(args),
         Command::Status(args) => status::main(&args),
@@ -132,12 +138,59 @@ pub fn main() -> ExitCode {
         Command::Mtu(args) => mtu::main(&args),
         Command::Trace(args) => trace::main(&args),
     };
-    exit.into()
+    match exit {
+        Exit::Ok if UNWRITTEN.load(Ordering::Relaxed) => Exit::Error,
+        exit => exit,
+    }
+    .into()
 }
 
-/// Prints a result. A reader that has gone away (`| head`) is no error.
+/// Answers a command line that makes no sense, or asks for help or the version.
+fn refused(mut error: clap::Error) -> Exit {
+    // Commands that this program starts itself are for nobody to type.
+    if let Some(ContextValue::Strings(similar)) = error.remove(ContextKind::SuggestedSubcommand) {
+        let hidden = |name: &String| is_hidden(&Cli::command(), name);
+        let shown: Vec<_> = similar.into_iter().filter(|name| !hidden(name)).collect();
+        if !shown.is_empty() {
+            error.insert(
+                ContextKind::SuggestedSubcommand,
+                ContextValue::Strings(shown),
+            );
+        }
+    }
+    let is_answer = !error.use_stderr();
+    match error.print() {
+        Err(cause) if is_answer && cause.kind() != ErrorKind::BrokenPipe => {
+            unwritten(cause);
+            Exit::Error
+        }
+        _ if is_answer => Exit::Ok,
+        _ => Exit::Usage,
+    }
+}
+
+/// Is there a hidden command of this name, at any depth?
+fn is_hidden(command: &clap::Command, name: &str) -> bool {
+    let mut inside = command.get_subcommands();
+    inside.any(|inner| inner.is_hide_set() && inner.get_name() == name || is_hidden(inner, name))
+}
+
+/// A result could not be printed, so the command has failed, whatever else it did.
+static UNWRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Prints a result. A reader that has gone away (`| head`) is no error; that it cannot be written otherwise is said once,
+/// and shown by the exit code.
 fn say(result: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{result}");
+    match writeln!(std::io::stdout(), "{result}") {
+        Err(cause) if cause.kind() != ErrorKind::BrokenPipe => unwritten(cause),
+        _ => {}
+    }
+}
+
+fn unwritten(cause: std::io::Error) {
+    if !UNWRITTEN.swap(true, Ordering::Relaxed) {
+        complain(&anyhow::Error::new(cause).context("cannot write to stdout"));
+    }
 }
 
 /// Says on stderr what went wrong, causes included.

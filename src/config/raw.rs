@@ -14,7 +14,7 @@ use super::flannel;
 use super::options::{self, Kind, OPTIONS, Opt, SECTIONS};
 
 /// Variables of ours that belong to other commands, or to `--config`.
-const OTHER_VARIABLES: &[&str] = &["OVERLAYD_CONFIG", "OVERLAYD_LAB"];
+const OTHER_VARIABLES: &[&str] = &["OVERLAYD_CONFIG", "OVERLAYD_LAB", "OVERLAYD_LAB_NAME"];
 
 /// A `[[route]]` as written.
 #[derive(Clone, Debug)]

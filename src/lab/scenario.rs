@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub use grade::{Check, Grade, VERSION, grade};
 pub use spoof::intrude;
-pub use texts::Story;
+pub use texts::{CHAPTER, PAGE, Story};
 
 use super::topology::{Lab, Scenario, on_runtime};
 use crate::kernel::{Netlink, sysctl};
@@ -45,6 +45,15 @@ impl Scenario {
             Self::NoLease => &texts::NO_LEASE,
             Self::Spoof => &texts::SPOOF,
         }
+    }
+
+    /// What is behind it: its part of the book's chapter.
+    pub fn explanation(self) -> &'static str {
+        let heading = format!("\n## {self}\n");
+        let start = texts::TEXT.find(&heading).map_or(0, |at| at + 1);
+        let rest = &texts::TEXT[start..];
+        let end = rest.find("\n## ").map_or(rest.len(), |at| at + 1);
+        &rest[..end]
     }
 
     /// Breaks a lab that was built for it.

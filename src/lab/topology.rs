@@ -5,6 +5,7 @@
 
 mod daemons;
 mod guests;
+mod itself;
 mod plan;
 mod revive;
 mod stage;

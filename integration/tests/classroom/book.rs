@@ -10,13 +10,16 @@ use std::process::{Command, Stdio};
 use super::{Class, exe, text};
 
 /// Pages whose commands belong to one lab each, called `lab` in the book.
-const PAGES: [&str; 6] = [
+const PAGES: [&str; 9] = [
     "status.md",
     "lab.md",
     "pods.md",
     "scenarios.md",
     "leases.md",
     "trust.md",
+    "run.md",
+    "metrics.md",
+    "interworking.md",
 ];
 
 fn page(name: &str) -> PathBuf {
@@ -231,6 +234,26 @@ fn the_pages_show_what_the_commands_print() {
     for name in PAGES {
         read_page(name);
     }
+}
+
+/// So that nobody takes for checked what is not: `console` is the mark of what this test types.
+#[test]
+fn every_console_block_is_on_a_page_that_is_typed() {
+    let mut marked = Vec::new();
+    for entry in std::fs::read_dir(page("")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md")
+            && std::fs::read_to_string(page(&name))
+                .unwrap()
+                .contains("```console")
+        {
+            marked.push(name);
+        }
+    }
+    let mut pages = PAGES.map(str::to_owned);
+    marked.sort();
+    pages.sort();
+    assert_eq!(marked, pages);
 }
 
 /// The prompts of the main chapter, and where they are.

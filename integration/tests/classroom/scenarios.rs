@@ -337,6 +337,20 @@ fn a_grade_is_for_people_too_and_gives_nothing_away() {
     }
     hints.dedup();
     assert_eq!(hints.len(), 4);
+    // The short way to the same.
+    for (number, hint) in (1..).zip(&hints) {
+        let short = class.lab("hint", &[&number.to_string()]);
+        assert_eq!(text(&short.stdout), hint);
+    }
+    assert_eq!(text(&class.lab("hint", &[]).stdout), hints[0]);
+    // The picture shows what the nodes can see, and not what the underlay carries.
+    let picture = class.lab("graph", &["--svg", "-"]);
+    let svg = text(&picture.stdout);
+    assert!(
+        svg.contains(">port node3<") && svg.contains(">MTU 1500<"),
+        "{svg}"
+    );
+    assert!(!svg.contains("1400"), "{svg}");
     let fifth = scenario(&["hint", "5", "mtu"]);
     assert_eq!(fifth.status.code(), Some(1));
     assert!(text(&fifth.stderr).contains("mtu has 4 hints"), "{fifth:?}");

@@ -296,6 +296,80 @@ fn the_commands_that_are_explained_make_what_the_lab_makes() {
     }
 }
 
+/// What overlayd does itself is told as commands, too: typed without overlayd, they make what it makes.
+#[test]
+fn what_the_daemon_does_itself_is_told_as_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    for shape in [
+        &[][..],
+        &["--backend", "udp", "--no-ipv6"],
+        &["--underlay", "v6"],
+    ] {
+        let options = [&["--nodes", "2", "--pods", "1"], shape].concat();
+        let class = Class::up("itself", &options);
+        let hand = Handmade(format!("itself-{}", std::process::id()));
+        let dry = |more: &[&str]| {
+            let asked = Command::new(exe())
+                .args(["lab", "up", "--explain", "--dry-run", "--name", &hand.0])
+                .args(&options)
+                .args(more)
+                .output()
+                .unwrap();
+            assert!(asked.status.success(), "{}", text(&asked.stderr));
+            text(&asked.stdout).to_owned()
+        };
+        let all = dry(&[]);
+        let own: Vec<_> = all
+            .lines()
+            .filter_map(|line| line.strip_prefix("#   ip -n "))
+            .collect();
+        assert!(own.len() >= 10, "{all}");
+        assert!(all.contains("overlayd run --config"), "{all}");
+        let before = dry(&["--stage", "routed"]);
+        let own: String = own.iter().map(|line| format!("ip -n {line}\n")).collect();
+        typed(dir.path(), &format!("{before}\n{own}"), "by hand");
+        for node in ["node1", "node2"] {
+            let mut wanted = state(&class, node);
+            let mut made = by_hand(&format!("{}-{node}", hand.0));
+            // Nobody holds the device's other end, so its cable is out.
+            for found in [&mut wanted, &mut made] {
+                let tun = found.get_mut("link overlay0").unwrap();
+                tun["operstate"] = Value::Null;
+            }
+            assert_eq!(wanted, made, "{shape:?}: {node}");
+            // The sockets, too.
+            let sockets = class.run(node, "ss -Hlun | awk '{print $4}'");
+            for socket in sockets.split_whitespace() {
+                assert!(all.contains(socket), "{socket} is not in {all}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lab_whose_commands_cannot_be_printed_has_not_come_up_well() {
+    let class = Class::named("full");
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let done = Command::new(exe())
+        .args([
+            "lab",
+            "up",
+            "--nodes",
+            "1",
+            "--explain",
+            "--name",
+            &class.name,
+        ])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("cannot write to stdout"));
+}
+
 #[test]
 fn what_is_explained_while_building_is_what_a_dry_run_prints() {
     let class = Class::up(

@@ -94,6 +94,40 @@ const FIELDS: &[(&str, &str, &str, u64)] = &[
     ("UDP", "checksum", "udp.checksum", 1),
     ("VXLAN", "I flag", "vxlan.flag_i", 1),
     ("VXLAN", "network identifier", "vxlan.vni", 1),
+    ("VXLAN-GPE", "version", "vxlan.ver", 1),
+    ("VXLAN-GPE", "I flag", "vxlan.i_bit", 1),
+    ("VXLAN-GPE", "P flag", "vxlan.p_bit", 1),
+    ("VXLAN-GPE", "O flag", "vxlan.o_bit", 1),
+    ("VXLAN-GPE", "next protocol", "vxlan.next_proto", 1),
+    ("VXLAN-GPE", "network identifier", "vxlan.vni", 1),
+    ("Geneve", "version", "geneve.version", 1),
+    ("Geneve", "O flag", "geneve.flags.oam", 1),
+    ("Geneve", "C flag", "geneve.flags.critical", 1),
+    ("Geneve", "protocol type", "geneve.proto_type", 1),
+    ("Geneve", "network identifier", "geneve.vni", 1),
+    ("Geneve", "option class", "geneve.option.class", 1),
+    ("Geneve", "option type", "geneve.option.type", 1),
+    ("GRE", "checksum present", "gre.flags.checksum", 1),
+    ("GRE", "routing present", "gre.flags.routing", 1),
+    ("GRE", "key present", "gre.flags.key", 1),
+    (
+        "GRE",
+        "sequence number present",
+        "gre.flags.sequence_number",
+        1,
+    ),
+    ("GRE", "version", "gre.flags.version", 1),
+    ("GRE", "protocol type", "gre.proto", 1),
+    ("GRE", "checksum", "gre.checksum", 1),
+    ("GRE", "key", "gre.key", 1),
+    ("GRE", "sequence number", "gre.sequence_number", 1),
+    ("WireGuard", "message type", "wg.type", 1),
+    ("WireGuard", "sender index", "wg.sender", 1),
+    ("WireGuard", "receiver index", "wg.receiver", 1),
+    ("WireGuard", "counter", "wg.counter", 1),
+    ("WireGuard", "nonce", "wg.nonce", 1),
+    ("WireGuard", "MAC 1", "wg.mac1", 1),
+    ("WireGuard", "MAC 2", "wg.mac2", 1),
     ("TCP", "source port", "tcp.srcport", 1),
     ("TCP", "destination port", "tcp.dstport", 1),
     ("TCP", "sequence number", "tcp.seq_raw", 1),
@@ -149,10 +183,28 @@ const TARGETS: [&str; 2] = ["icmpv6.nd.ns.target_address", "icmpv6.nd.na.target_
 /// Those that tshark has no value of its own for, or another one in each place. That they are zero is seen here.
 const ZERO: &[&str] = &["reserved", "unused", "quotation length"];
 
+/// Those that tshark tells otherwise: bytes as what they stand for, as base64, as one field with their neighbour, or with
+/// the length of another header.
+const UNTOLD: &[&str] = &[
+    "option data",
+    "option padding",
+    "options length",
+    "B flag",
+    "option length",
+    "ephemeral key",
+    "sealed static key",
+    "sealed timestamp",
+    "sealed nothing",
+    "sealed cookie",
+    "sealed packet",
+    "authentication tag",
+];
+
 /// Checksums, and tshark's verdict: 0 bad, 1 good, 2 not verified, 3 absent.
 const VERDICTS: &[(&str, &str)] = &[
     ("IPv4", "ip.checksum.status"),
     ("UDP", "udp.checksum.status"),
+    ("GRE", "gre.checksum.status"),
     ("TCP", "tcp.checksum.status"),
     ("ICMP", "icmp.checksum.status"),
     ("ICMPv6", "icmpv6.checksum.status"),
@@ -174,7 +226,7 @@ fn plain(text: &str) -> String {
 }
 
 /// Reads a file with both, and compares every field of every frame. Returns the fields that were seen.
-fn compare(path: &Path, decode: (u16, &str)) -> BTreeSet<(String, String)> {
+pub(super) fn compare(path: &Path, decode: (u16, &str)) -> BTreeSet<(String, String)> {
     assert!(
         tshark::is_installed(),
         "tshark is missing: install it (`./dev test` does), or what dissect says goes unchecked"
@@ -228,6 +280,7 @@ fn compare(path: &Path, decode: (u16, &str)) -> BTreeSet<(String, String)> {
                 let value = |factor: u64| match &field["value"] {
                     Value::Number(number) => (number.as_u64().unwrap() * factor).to_string(),
                     Value::String(text) => text.clone(),
+                    Value::Null => field["hex"].as_str().unwrap().to_owned(),
                     other => panic!("{layer_name} {name}: {other}"),
                 };
                 if let Some(&(.., column, factor)) = FIELDS
@@ -250,9 +303,7 @@ fn compare(path: &Path, decode: (u16, &str)) -> BTreeSet<(String, String)> {
                         let bytes = field["hex"].as_str().unwrap().to_owned();
                         found.get_mut("tcp.payload").unwrap().push(bytes);
                     }
-                } else if layer["role"] == "header"
-                    && !["option data", "option padding"].contains(&name)
-                {
+                } else if layer["role"] == "header" && !UNTOLD.contains(&name) {
                     panic!("frame {number}: nothing to hold {layer_name} {name} against");
                 }
             }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // clippy.toml allows it in test functions; their helpers are meant too
 
 mod fields;
+mod tunnels;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -28,6 +28,11 @@ pub(super) enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// What is behind it, and how it can be mended: the scenario's part of the book
+    Explain {
+        #[command(flatten)]
+        which: Which,
+    },
 }
 
 #[derive(clap::Args)]
@@ -50,11 +55,19 @@ impl Which {
 }
 
 impl Command {
+    /// The hint of this number for the lab that is there.
+    pub(super) fn hint(number: u8) -> Self {
+        let which = Which { scenario: None };
+        Self::Hint { number, which }
+    }
+
     /// Whether it needs no lab, nor root.
     pub(super) fn only_talks(&self) -> bool {
         match self {
             Self::Ls => true,
-            Self::Show { which } | Self::Hint { which, .. } => which.scenario.is_some(),
+            Self::Show { which } | Self::Hint { which, .. } | Self::Explain { which } => {
+                which.scenario.is_some()
+            }
         }
     }
 }
@@ -87,9 +100,9 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
             let option = name_option(lab);
             tell!(
                 "\nThen look, mend it, and ask `overlayd lab grade{option}`. `overlayd lab scenario hint 1{option}` is the \
-                 first of {} hints;\nthe explanation is in {}.",
+                 first of {} hints.\nWhat is behind it: {}.",
                 story.hints.len(),
-                story.chapter
+                pointer(scenario)
             );
         }
         Command::Hint { number, which } => {
@@ -97,15 +110,25 @@ pub(super) fn main(lab: &str, command: &Command) -> Result<Exit> {
             let hints = scenario.story().hints;
             let Some(hint) = hints.get(usize::from(*number) - 1) else {
                 bail!(
-                    "{scenario} has {} hints; the explanation is in {}",
+                    "{scenario} has {} hints; what is behind it: {}",
                     hints.len(),
-                    scenario.story().chapter
+                    pointer(scenario)
                 );
             };
             say(wrapped(hint, WIDTH).join("\n"));
         }
+        Command::Explain { which } => say(which.get(lab)?.explanation().trim_end()),
     }
     Ok(Exit::Ok)
+}
+
+/// Where the explanation is, and how to read it.
+fn pointer(scenario: Scenario) -> String {
+    format!(
+        "`overlayd lab scenario explain {scenario}`,\nor the chapter \"{}\" of the book (docs/src/{}), part {scenario}",
+        scenario::CHAPTER,
+        scenario::PAGE
+    )
 }
 
 pub(super) fn grade(name: &str, json: bool) -> Result<Exit> {
@@ -133,7 +156,7 @@ pub(super) fn grade(name: &str, json: bool) -> Result<Exit> {
         say(format!(
             "\n{} solved. What was behind it: {}",
             paint.verdict(true),
-            grade.scenario.story().chapter
+            pointer(grade.scenario)
         ));
     } else {
         say(format!("\n{} not solved yet", paint.verdict(false)));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use encap::Family;
 
-use crate::lab::topology::{Backend, NodePlan, Spec, Underlay};
+use crate::lab::topology::{Backend, NodePlan, Spec};
 
 /// Nodes side by side.
 const ACROSS: usize = 3;
@@ -108,36 +108,21 @@ fn write_mtu(to: &mut String, spec: &Spec) -> std::fmt::Result {
         Backend::Udp => "UDP 8",
         Backend::Vxlan => "UDP 8, VXLAN 8, Ethernet 14",
     };
-    let (v4, v6) = (fits(spec, Family::V4), fits(spec, Family::V6));
+    let (v4, v6) = (spec.fits(Family::V4), spec.fits(Family::V6));
     writeln!(to, "MTU   {:5} underlay", spec.mtu)?;
     writeln!(
         to,
         "      {v4:5} overlay0, cni0, pods: less outer {}, {headers}",
-        outer(carrier(spec, Family::V4))
+        outer(spec.carrier(Family::V4))
     )?;
     if spec.ipv6 && v6 != v4 {
         writeln!(
             to,
             "      {v6:5} IPv6 between nodes: less outer {}, {headers}",
-            outer(carrier(spec, Family::V6))
+            outer(spec.carrier(Family::V6))
         )?;
     }
     Ok(())
-}
-
-/// The underlay's family that carries inner packets of this family: the same, or the one there is.
-fn carrier(spec: &Spec, inner: Family) -> Family {
-    match spec.underlay {
-        Underlay::V4 => Family::V4,
-        Underlay::V6 => Family::V6,
-        Underlay::Dual => inner,
-    }
-}
-
-/// The largest inner packet of this family that goes from node to node in one piece, in bytes.
-pub(super) fn fits(spec: &Spec, inner: Family) -> u16 {
-    spec.mtu
-        .saturating_sub(spec.backend.overhead(carrier(spec, inner)))
 }
 
 #[cfg(test)]
@@ -174,7 +159,7 @@ MTU    1500 underlay
             pods: 250,
             backend: Backend::Udp,
             ipv6: false,
-            underlay: Underlay::V6,
+            underlay: crate::lab::topology::Underlay::V6,
             ..Spec::default()
         };
         let text = topology(&spec);

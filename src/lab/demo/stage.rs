@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use encap::Family;
 use tokio::runtime::Runtime;
 
-use super::drawing;
 use crate::kernel::{NetNs, Netlink};
 use crate::lab::topology::{Lab, Node, Pod, Spec};
 use crate::lab::traffic::{Cancel, PingOpts, PingReport, ping};
@@ -165,7 +164,7 @@ impl<'a> Stage<'a> {
 
     /// The largest packet of this family that goes from node to node in one piece.
     pub(super) fn fits(&self, family: Family) -> u16 {
-        drawing::fits(self.spec(), family)
+        self.spec().fits(family)
     }
 
     /// Sets the MTU of a pod's `eth0` and of the other end of its cable.

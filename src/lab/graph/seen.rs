@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::{Node, Part, Topology, lease, route};
 use crate::kernel::{Address, Link, NetNs, Netlink, Route};
-use crate::lab::topology::{self, Lab, on_runtime};
+use crate::lab::topology::{self, Lab, Scenario, on_runtime};
 use crate::observe::{client, status::Status};
 
 /// The scope of addresses that are good on one link only (RT_SCOPE_LINK, rtnetlink(7)).
@@ -92,8 +92,22 @@ impl Topology {
                 };
                 node.daemon = daemon(lab, there)?.or_else(|| off(node.daemon.take(), instead));
             }
+            if lab.spec().scenario == Some(Scenario::Mtu) {
+                keep_to_themselves(&mut drawn);
+            }
             Ok(drawn)
         })
+    }
+}
+
+/// Whoever runs the underlay tells nobody what it carries: that is to be found out in this scenario. What the nodes
+/// themselves can see is drawn.
+fn keep_to_themselves(drawn: &mut Topology) {
+    drawn.underlay.mtu = None;
+    for node in &mut drawn.nodes {
+        if let Some(port) = &mut node.port {
+            port.mtu = None;
+        }
     }
 }
 

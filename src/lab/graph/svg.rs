@@ -228,7 +228,7 @@ impl Canvas {
                 SIZE,
                 Anchor::End,
                 false,
-                fit(&name, room, SIZE),
+                fit(name.trim_end(), room, SIZE),
             );
         }
     }
@@ -260,7 +260,13 @@ impl Canvas {
             let at = (frame.x + INSET + beside, frame.y - 4.0);
             let label = format!("port {}  {}", port.name, state(port));
             let room = frame.right() - at.0;
-            self.text(at, SMALL, Anchor::Start, false, fit(&label, room, SMALL));
+            self.text(
+                at,
+                SMALL,
+                Anchor::Start,
+                false,
+                fit(label.trim_end(), room, SMALL),
+            );
         }
         for pair in placed.boxes.windows(2) {
             self.link(x, &pair[0], &pair[1]);

@@ -1,4 +1,11 @@
-//! What each scenario tells and asks.
+//! What each scenario tells and asks, and what is behind it.
+
+/// The book's chapter that explains the scenarios, a part for each.
+pub const CHAPTER: &str = "Three broken labs";
+/// Its file.
+pub const PAGE: &str = "scenarios.md";
+/// It is told by the program too: whoever has nothing else has this.
+pub(super) const TEXT: &str = include_str!("../../../docs/src/scenarios.md");
 
 /// The words of a scenario.
 #[derive(Debug)]
@@ -11,8 +18,6 @@ pub struct Story {
     pub predict: &'static [&'static str],
     /// One at a time, each a little clearer.
     pub hints: &'static [&'static str],
-    /// Where the explanation is, in the book.
-    pub chapter: &'static str,
 }
 
 pub(super) const MTU: Story = Story {
@@ -39,7 +44,6 @@ pub(super) const MTU: Story = Story {
          speak ICMP has to know the right number. On which devices of which nodes would it have to stand, so that no \
          packet ever comes to the narrow place?",
     ],
-    chapter: "docs/src/scenarios.md#mtu",
 };
 
 pub(super) const NO_LEASE: Story = Story {
@@ -57,7 +61,6 @@ pub(super) const NO_LEASE: Story = Story {
         "All nodes read one lease file. Where it is, a node's configuration says (`overlayd lab sh node1 sh -c 'cat \
          $OVERLAYD_CONFIG'`). Which line is missing? `overlayd lab sh node2 ip addr` has all that it would say.",
     ],
-    chapter: "docs/src/scenarios.md#no-lease",
 };
 
 pub(super) const SPOOF: Story = Story {
@@ -85,5 +88,4 @@ pub(super) const SPOOF: Story = Story {
          or tc at the port's ingress. Or build the overlay on something that authenticates. Then \
          `overlayd lab grade`; what the nodes really say must still arrive.",
     ],
-    chapter: "docs/src/scenarios.md#spoof",
 };

@@ -6,6 +6,7 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::itself;
 use super::plan::{self, INTRUDER, NodePlan, PodPlan, Scenario, Spec};
 
 /// The bridge of the underlay, in its own namespace.
@@ -448,6 +449,9 @@ pub fn commands(spec: &Spec, stage: Stage) -> String {
                 "mkdir {own}\ncat > {own}/overlayd.toml <<'END'\n{config}END\n\
                  ip netns exec {ns} overlayd run --config {own}/overlayd.toml 2> {own}/overlayd.log &\n"
             );
+            if spec.daemons {
+                text += &itself::explained(spec, &node);
+            }
         }
     }
     text

@@ -5,6 +5,10 @@ use encap::ethernet::{ARP, IPV4, IPV6, VLAN, VLAN_SERVICE};
 use super::meaning;
 use super::walk::Walk;
 
+/// Hardware types of ARP whose addresses are those of Ethernet (IANA, Address Resolution Protocol Parameters).
+const ETHERNET: u16 = 1;
+const IEEE_802: u16 = 6;
+
 impl Walk<'_> {
     /// An Ethernet frame.
     pub(super) fn ethernet(&mut self, at: usize, end: usize) {
@@ -25,7 +29,7 @@ impl Walk<'_> {
     }
 
     /// What an EtherType announces.
-    fn ether_type(&mut self, ether_type: u16, at: usize, end: usize) {
+    pub(super) fn ether_type(&mut self, ether_type: u16, at: usize, end: usize) {
         match ether_type {
             VLAN | VLAN_SERVICE => self.vlan(at, end),
             ARP => self.arp(at, end),
@@ -173,20 +177,27 @@ impl Walk<'_> {
         let mut pen = self.header("ARP", "RFC 826", at, end);
         let index = pen.index();
         let hardware = pen.short(("hardware type", "Hardware Type"));
-        pen.means(meaning::hardware(hardware));
+        pen.means(meaning::arp_hardware(hardware));
         let protocol = pen.short_hex(("protocol type", "Protocol Type"));
-        pen.means(meaning::ether_type(protocol));
+        pen.means(meaning::carried(protocol));
         let hardware_len = pen.byte(("hardware address length", "HW Length"));
         let protocol_len = pen.byte(("protocol address length", "Proto Length"));
         let operation = pen.short(("operation", "Operation"));
-        pen.means(match operation {
+        let operation_is = match operation {
             1 => "request",
             2 => "reply",
             3 => "reverse request (RFC 903)",
             4 => "reverse reply (RFC 903)",
-            _ => "",
-        });
-        let of_ethernet = (hardware_len, protocol_len, protocol) == (6, 4, IPV4);
+            8 => "inverse request (RFC 2390)",
+            9 => "inverse reply (RFC 2390)",
+            24 | 25 => "for experiments (RFC 5494)",
+            0 | 65535 => "reserved (RFC 5494)",
+            _ => "not known here",
+        };
+        pen.means(operation_is);
+        // Other hardware has other addresses, even where they are as long.
+        let of_ethernet = matches!(hardware, ETHERNET | IEEE_802)
+            && (hardware_len, protocol_len, protocol) == (6, 4, IPV4);
         let mut addresses = None;
         if of_ethernet {
             pen.mac(("sender hardware address", "Sender HW Address"));
@@ -222,7 +233,7 @@ impl Walk<'_> {
                 self.say(format_args!("ARP: {sender} asks who has {target}"));
             }
             Some((sender, _)) if operation == 2 => self.say(format_args!("ARP: {sender} answers")),
-            _ => self.say(format_args!("ARP, operation {operation}")),
+            _ => self.say(format_args!("ARP: operation {operation}, {operation_is}")),
         }
         self.is_original(index, stop - at);
         self.padding("Ethernet padding", stop, end);

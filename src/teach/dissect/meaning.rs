@@ -62,6 +62,7 @@ pub(super) fn port(port: u16) -> &'static str {
         546 | 547 => "DHCPv6",
         2379 => "etcd",
         4789 => "VXLAN as IANA assigned it",
+        4790 => "VXLAN-GPE",
         5201 => "iperf3",
         5353 => "multicast DNS",
         6081 => "Geneve",
@@ -78,14 +79,24 @@ pub(super) fn ether_type(number: u16) -> &'static str {
         0..0x0600 => "a length: IEEE 802.2 LLC follows",
         0x0800 => "IPv4",
         0x0806 => "ARP",
+        0x6558 => "Ethernet, bridged through a tunnel",
         0x8100 => "VLAN tag",
         0x86dd => "IPv6",
         0x8847 | 0x8848 => "MPLS",
         0x8863 | 0x8864 => "PPPoE",
         0x888e => "EAPOL",
         0x88a8 => "VLAN service tag",
+        0x88be => "ERSPAN",
         0x88cc => "LLDP",
         _ => "",
+    }
+}
+
+/// An EtherType that tells what a tunnel carries or ARP asks for: where no length can stand in its place.
+pub(super) fn carried(number: u16) -> &'static str {
+    match number {
+        0..0x0600 => "",
+        _ => ether_type(number),
     }
 }
 
@@ -149,5 +160,22 @@ pub(super) fn hardware(number: u16) -> &'static str {
         778 => "GRE tunnel",
         65534 => "none, as of a TUN device",
         _ => "",
+    }
+}
+
+/// IANA, Address Resolution Protocol Parameters: not the numbers that Linux gives to devices.
+pub(super) fn arp_hardware(number: u16) -> &'static str {
+    match number {
+        0 | 65535 => "reserved (RFC 5494)",
+        1 => "Ethernet",
+        6 => "IEEE 802 networks",
+        7 => "ARCNET",
+        15 => "frame relay",
+        16 | 19 | 21 => "ATM",
+        18 => "Fibre Channel",
+        24 => "IEEE 1394",
+        32 => "InfiniBand",
+        36 | 256 => "for experiments (RFC 5494)",
+        _ => "not known here",
     }
 }

@@ -7,7 +7,8 @@
 //!  extension.rs  IPv6 extension headers
 //!  transport.rs  UDP, TCP and its options; checksums
 //!  icmp.rs       ICMP and ICMPv6 with the packets they quote; icmp6_options.rs: neighbour discovery, MLD
-//!  tunnel.rs     flannel's udp, VXLAN: and from there it begins anew
+//!  tunnel.rs     flannel's udp, VXLAN, VXLAN-GPE, Geneve, GRE: and from there it begins anew
+//!  wireguard.rs  WireGuard, whose content is sealed
 //!  meaning.rs    what addresses, ports and numbers stand for
 //! ```
 //!
@@ -24,6 +25,7 @@ mod meaning;
 mod transport;
 mod tunnel;
 mod walk;
+mod wireguard;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -44,19 +46,30 @@ pub enum Tunnel {
     Udp,
     /// VXLAN (RFC 7348).
     Vxlan,
+    /// VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe), which says what it carries.
+    Gpe,
+    /// Geneve (RFC 8926).
+    Geneve,
+    /// WireGuard (wireguard.com/protocol).
+    WireGuard,
 }
 
-/// Which UDP destination ports carry tunnels.
+/// Which UDP ports carry tunnels: destination ports, as tunnels choose source ports to spread flows. Only WireGuard, whose
+/// peers each have one port for both directions, is known by either.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports(BTreeMap<u16, Tunnel>);
 
 impl Default for Ports {
-    /// flannel's udp on 8285; VXLAN on 8472 (Linux, flannel) and 4789 (IANA).
+    /// flannel's udp on 8285; VXLAN on 8472 (Linux, flannel) and 4789 (IANA); VXLAN-GPE on 4790, Geneve on 6081 (IANA);
+    /// WireGuard on 51820 (its tools' documentation).
     fn default() -> Self {
         Self(BTreeMap::from([
             (8285, Tunnel::Udp),
             (8472, Tunnel::Vxlan),
             (4789, Tunnel::Vxlan),
+            (4790, Tunnel::Gpe),
+            (6081, Tunnel::Geneve),
+            (51820, Tunnel::WireGuard),
         ]))
     }
 }
@@ -72,6 +85,16 @@ impl Ports {
     pub fn get(&self, port: u16) -> Option<Tunnel> {
         self.0.get(&port).copied()
     }
+
+    /// What datagrams between these ports carry.
+    #[must_use]
+    pub fn between(&self, source: u16, destination: u16) -> Option<Tunnel> {
+        let answer = || {
+            self.get(source)
+                .filter(|&tunnel| tunnel == Tunnel::WireGuard)
+        };
+        self.get(destination).or_else(answer)
+    }
 }
 
 /// What a field holds.
@@ -81,6 +104,8 @@ pub enum Value {
     Number(u64),
     /// A number that people read in hexadecimal.
     Hex(u64),
+    /// A number sent least significant byte first, which people read in decimal.
+    Little(u64),
     /// A link-layer address.
     Mac(MacAddr),
     /// An address.

@@ -1,12 +1,15 @@
 use std::fs;
 use std::path::Path;
 
+use encap::checksum;
 use etherparse::PacketBuilder;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::teach::capture::{Capture, Link};
+
+mod tunnels;
 
 const LINKS: [Link; 5] = [
     Link::Ethernet,
@@ -53,6 +56,14 @@ fn check(frame: &[u8], wire_len: usize, dissection: &Dissection) {
             assert_eq!(
                 u128::from(value),
                 number >> below & ((1 << field.bits) - 1),
+                "{field:?}"
+            );
+        }
+        if let Value::Little(value) = field.value {
+            let bytes = frame[field.bytes()].iter().rev();
+            assert_eq!(
+                value,
+                bytes.fold(0, |number, &byte| number << 8 | u64::from(byte)),
                 "{field:?}"
             );
         }
@@ -462,7 +473,7 @@ fn corpus_is_replayed() {
                 read(&bytes, link);
             }
             // What is hard to decapsulate comes in a datagram.
-            for port in [8285, 8472] {
+            for port in [8285, 8472, 4790, 6081, 51820] {
                 let frame = udp(port, &bytes[..bytes.len().min(60_000)]);
                 for len in 0..frame.len().min(300) {
                     let mut dissection = Dissection::default();

@@ -14,6 +14,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const IPV6_IN_IP: u8 = 41;
 const ICMPV6: u8 = 58;
+const GRE: u8 = 47;
 const NOTHING: u8 = 59;
 
 impl Walk<'_> {
@@ -31,6 +32,7 @@ impl Walk<'_> {
                 self.say(format_args!("IP in IP:"));
                 self.deeper(false, at, end, |walk| walk.ip(at, end));
             }
+            (GRE, _) if !carrier.first_fragment => self.gre(carrier, at, end),
             (AUTHENTICATION, IpAddr::V4(_)) => self.extensions(carrier, at, end),
             (NOTHING, _) => self.payload("ignored bytes", at, end),
             (protocol, _) => {
@@ -99,7 +101,7 @@ impl Walk<'_> {
         self.say(format_args!("UDP {source} > {destination}"));
         let stop = end.min(at + len);
         // Half a packet is in a first fragment, and may be shown as far as it goes.
-        match self.ports.get(destination) {
+        match self.ports.between(source, destination) {
             Some(tunnel) => self.tunnel(tunnel, destination, at + 8, stop),
             None => self.payload("payload", at + 8, stop),
         }

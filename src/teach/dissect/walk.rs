@@ -413,6 +413,19 @@ impl Pen<'_, '_> {
         self.take(name, bits, Value::Hex)
     }
 
+    /// A number of at most 64 bits, in whole bytes, that is sent least significant byte first, and what it means.
+    pub(super) fn little(&mut self, name: Name, bits: usize, meaning: &'static str) {
+        self.take(name, bits, |number| Value::Little(number.swap_bytes()));
+        if let Some(Field {
+            value: Value::Little(number),
+            ..
+        }) = self.newest()
+        {
+            *number >>= 64 - bits;
+        }
+        self.means(meaning);
+    }
+
     /// One bit, with what it means if set.
     pub(super) fn flag(&mut self, name: Name, set: &'static str) -> bool {
         let is_set = self.number(name, 1) == 1;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::{Serialize, Serializer};
 
-use super::{Shown, piece, value};
+use super::{Shown, append_value, piece};
 use crate::teach::dissect::{Dissection, Field, Role, Value, Verdict};
 
 /// The version of the objects' form. It grows when a key changes its meaning or goes; keys may be added without.
@@ -169,8 +169,14 @@ fn object<'a>(field: &'a Field, source: &'static str, frame: &[u8]) -> FieldObje
         bit: field.bit,
         bits: field.bits,
         value: match field.value {
-            Value::Number(number) | Value::Hex(number) => Some(ValueObject::Number(number)),
-            Value::Mac(_) | Value::Ip(_) => Some(ValueObject::Text(value(field))),
+            Value::Number(number) | Value::Hex(number) | Value::Little(number) => {
+                Some(ValueObject::Number(number))
+            }
+            Value::Mac(_) | Value::Ip(_) => {
+                let mut text = String::new();
+                append_value(field, &mut text);
+                Some(ValueObject::Text(text))
+            }
             Value::Bytes => None,
         },
         hex: matches!(field.value, Value::Bytes).then(|| hex(&frame[field.bytes()])),

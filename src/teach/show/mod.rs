@@ -111,17 +111,10 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The field's value for people. Bytes are told by number only.
-fn value(field: &Field) -> String {
-    let mut text = String::new();
-    append_value(field, &mut text);
-    text
-}
-
-/// Appends the field's value.
+/// Appends the field's value for people. Bytes are told by number only.
 fn append_value(field: &Field, text: &mut String) {
     match field.value {
-        Value::Number(number) => piece::number(text, number),
+        Value::Number(number) | Value::Little(number) => piece::number(text, number),
         Value::Hex(number) => {
             text.push_str("0x");
             piece::digits(text, number, field.bits.div_ceil(4));
@@ -139,48 +132,58 @@ fn append_value(field: &Field, text: &mut String) {
 }
 
 /// `84 (IPv4 packet) + 64 overhead (Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 + Ethernet 14) = 148 bytes on the wire`
-fn sum_line(dissection: &Dissection, sum: &Sum) -> String {
-    let mut line = String::with_capacity(text::LINE);
-    let original = dissection.layers[sum.layer].name;
-    let _ = write!(line, "{} ({original} packet)", sum.original);
-    let _ = write!(line, " + {} overhead", sum.overhead);
+fn append_sum(dissection: &Dissection, sum: &Sum, line: &mut String) {
+    piece::number(line, sum.original as u64);
+    for text in [" (", dissection.layers[sum.layer].name, " packet) + "] {
+        line.push_str(text);
+    }
+    piece::number(line, sum.overhead as u64);
+    line.push_str(" overhead");
     let mut separator = " (";
     for layer in &dissection.layers[..sum.layer] {
-        let _ = write!(line, "{separator}{} {}", layer.name, layer.bytes.len());
+        for text in [separator, layer.name, " "] {
+            line.push_str(text);
+        }
+        piece::number(line, layer.bytes.len() as u64);
         separator = " + ";
     }
     if separator == " + " {
         line.push(')');
     }
     if sum.padding > 0 {
-        let _ = write!(line, " + {} padding", sum.padding);
+        line.push_str(" + ");
+        piece::number(line, sum.padding as u64);
+        line.push_str(" padding");
     }
-    let _ = write!(line, " = {} bytes on the wire", sum.wire);
-    line
+    line.push_str(" = ");
+    piece::number(line, sum.wire as u64);
+    line.push_str(" bytes on the wire");
 }
 
 /// The line that stands for the whole frame.
-fn headline(shown: &Shown<'_>) -> String {
-    let mut line = String::with_capacity(text::LINE);
+fn append_headline(shown: &Shown<'_>, line: &mut String) {
     if let Some(file) = shown.file {
-        let _ = write!(line, "{file}: ");
+        line.push_str(file);
+        line.push_str(": ");
     }
-    let _ = write!(
-        line,
-        "frame {}, {} bytes",
-        shown.frame.number, shown.frame.wire_len
-    );
+    line.push_str("frame ");
+    piece::number(line, shown.frame.number);
+    line.push_str(", ");
+    piece::number(line, shown.frame.wire_len as u64);
+    line.push_str(" bytes");
     if shown.frame.bytes.len() < shown.frame.wire_len {
-        let _ = write!(line, " ({} captured)", shown.frame.bytes.len());
+        line.push_str(" (");
+        piece::number(line, shown.frame.bytes.len() as u64);
+        line.push_str(" captured)");
     }
     if let Some(seconds) = shown.since_first {
         let _ = write!(line, ", {seconds:+.6} s");
     }
     let summary = &shown.dissection.summary;
     if !summary.is_empty() {
-        let _ = write!(line, ": {summary}");
+        line.push_str(": ");
+        line.push_str(summary);
     }
-    line
 }
 
 /// Is this layer taken apart?

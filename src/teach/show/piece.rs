@@ -36,7 +36,7 @@ pub(super) fn hex(text: &mut String, bytes: &[u8], between: &str) {
 }
 
 /// The two hexadecimal digits of a byte.
-fn pair(byte: u8) -> &'static str {
+pub(super) fn pair(byte: u8) -> &'static str {
     const PAIRS: [u8; 512] = {
         let mut pairs = [0; 512];
         let mut at = 0;

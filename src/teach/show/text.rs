@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 
-use super::{Palette, Shown, append_value, headline, is_header, piece, sum_line};
+use super::{Palette, Shown, append_headline, append_sum, append_value, is_header, piece};
 use crate::teach::dissect::{Field, Layer, Verdict};
 
 /// Bytes in a row of a field, and of a payload.
@@ -26,7 +26,9 @@ pub fn brief(shown: &Shown<'_>, palette: Palette, out: &mut impl Write) -> io::R
     let is_well =
         shown.dissection.problems.is_empty() && !shown.dissection.fields.iter().any(is_wrong);
     let mark = if is_well { "" } else { " !" };
-    write!(out, "{}", headline(shown))?;
+    let mut line = String::with_capacity(LINE);
+    append_headline(shown, &mut line);
+    out.write_all(line.as_bytes())?;
     writeln!(out, "{}", palette.paint(palette.problem(), mark))
 }
 
@@ -37,9 +39,13 @@ pub(super) fn frame<W: Write>(
     out: &mut W,
     mut layer: impl FnMut(&Layer, &mut W) -> io::Result<()>,
 ) -> io::Result<()> {
-    writeln!(out, "{}", palette.paint(palette.frame(), headline(shown)))?;
     let dissection = shown.dissection;
     let mut line = String::with_capacity(LINE);
+    styled(palette, palette.frame(), &mut line, |line| {
+        append_headline(shown, line);
+    });
+    line.push('\n');
+    out.write_all(line.as_bytes())?;
     for part in &dissection.layers {
         let indent = indent(part);
         let quoted = if part.quoted { ", quoted" } else { "" };
@@ -67,17 +73,22 @@ pub(super) fn frame<W: Write>(
         if is_header(part.role) {
             layer(part, out)?;
         } else {
-            payload(&shown.frame.bytes[part.bytes.clone()], part, palette, out)?;
+            let bytes = &shown.frame.bytes[part.bytes.clone()];
+            payload(bytes, part, palette, &mut line, out)?;
         }
     }
     if let Some(sum) = &dissection.sum {
-        writeln!(out, "  sum: {}", sum_line(dissection, sum))?;
+        line.clear();
+        line.push_str("  sum: ");
+        append_sum(dissection, sum, &mut line);
+        line.push('\n');
+        out.write_all(line.as_bytes())?;
     }
     for problem in &dissection.problems {
         let mark = palette.paint(palette.problem(), "!");
         writeln!(out, "  {mark} byte {}: {}", problem.at, problem.text)?;
     }
-    writeln!(out)
+    out.write_all(b"\n")
 }
 
 /// Writes the frame, a row for each field.
@@ -190,6 +201,8 @@ fn row(frame: &[u8], layer: &Layer, field: &Field, palette: Palette, line: &mut 
     }
 }
 
+const DOTS: &str = "........";
+
 /// A field that shares its bytes: hex digits or, where that does not do, bits, and dots for what belongs to others.
 fn partial(frame: &[u8], field: &Field, text: &mut String) {
     let unit = if field.bit % 4 == 0 && field.bits % 4 == 0 {
@@ -202,20 +215,34 @@ fn partial(frame: &[u8], field: &Field, text: &mut String) {
         if at > range.start {
             text.push(' ');
         }
-        for bit in (0..8).step_by(unit) {
-            let mine = (field.bit..field.bit + field.bits).contains(&(at * 8 + bit));
-            let digit = u32::from(frame[at]) >> (8 - unit - bit) & ((1 << unit) - 1);
-            text.push(match char::from_digit(digit, 16) {
-                Some(digit) if mine => digit,
-                _ => '.',
-            });
+        // The field's part of this byte, in bits from the byte's first.
+        let from = field.bit.saturating_sub(at * 8);
+        let to = (field.bit + field.bits - at * 8).min(8);
+        text.push_str(&DOTS[..from / unit]);
+        if unit == 4 {
+            let pair = piece::pair(frame[at]);
+            text.push_str(&pair[from / 4..to / 4]);
+        } else {
+            for bit in from..to {
+                text.push(if frame[at] & 0x80 >> bit == 0 {
+                    '0'
+                } else {
+                    '1'
+                });
+            }
         }
+        text.push_str(&DOTS[to / unit..8 / unit]);
     }
 }
 
-fn payload(bytes: &[u8], layer: &Layer, palette: Palette, out: &mut impl Write) -> io::Result<()> {
+fn payload(
+    bytes: &[u8],
+    layer: &Layer,
+    palette: Palette,
+    text: &mut String,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let indent = indent(layer);
-    let mut text = String::with_capacity(LINE);
     for (row, at) in bytes
         .chunks(PAYLOAD_ROW)
         .zip((layer.bytes.start..).step_by(PAYLOAD_ROW))
@@ -223,7 +250,7 @@ fn payload(bytes: &[u8], layer: &Layer, palette: Palette, out: &mut impl Write) 
     {
         text.clear();
         text.push_str(indent);
-        styled(palette, palette.quiet(), &mut text, |text| {
+        styled(palette, palette.quiet(), text, |text| {
             place(text, at, |text| {
                 let start = text.len();
                 piece::hex(text, row, " ");
@@ -242,7 +269,7 @@ fn payload(bytes: &[u8], layer: &Layer, palette: Palette, out: &mut impl Write) 
         None | Some(0) => Ok(()),
         Some(more) => {
             text.clear();
-            piece::bytes(&mut text, more);
+            piece::bytes(text, more);
             writeln!(out, "{indent}        and {text} more")
         }
     }

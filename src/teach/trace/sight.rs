@@ -234,7 +234,7 @@ impl Fields<'_> {
 
     fn number(&self, layer: &Layer, name: &str) -> Option<u64> {
         match self.value(layer, name)? {
-            Value::Number(number) | Value::Hex(number) => Some(number),
+            Value::Number(number) | Value::Hex(number) | Value::Little(number) => Some(number),
             _ => None,
         }
     }
