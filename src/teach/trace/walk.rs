@@ -4,11 +4,14 @@
 //! capture that confirms it. Where the packet was seen elsewhere instead, it goes on from there and says so; where it was
 //! seen no more, it was lost.
 
+mod bridge;
 mod cut;
 mod daemon;
+mod deliver;
 mod faults;
 mod kernel;
 mod nat;
+mod route;
 mod rows;
 
 use std::net::IpAddr;
