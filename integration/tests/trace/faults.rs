@@ -379,6 +379,58 @@ fn fragments_are_told_apart_from_datagrams() {
     }
 }
 
+/// The scenario's narrow port takes some fragments and drops others: both ways it is that port which is named, and drawn.
+#[test]
+fn some_fragments_lost_at_a_narrow_port() {
+    let lab = Up::new("some", &["--nodes", "2", "--scenario", "mtu"]);
+    for (size, some) in [
+        ("1500", "1 of the 2 fragments is lost: 1494 bytes"),
+        ("3000", "2 of the 3 fragments are lost: 1494 bytes"),
+    ] {
+        let trace = lab.lost(
+            &["node1/pod1", "node2/pod1", "--size", size],
+            "underlay",
+            "too-big",
+            "kernel",
+        );
+        let loss = &trace["loss"];
+        let meaning = loss["meaning"].as_str().unwrap();
+        assert!(
+            meaning.starts_with(&format!("{some} are more than the MTU 1400 of port node2")),
+            "{meaning}"
+        );
+        assert_eq!(loss["device"], "node2");
+        let advice = loss["advice"].as_str().unwrap();
+        assert!(advice.contains("ip link set node2 mtu 1500"), "{advice}");
+        let trace = lab.lost(
+            &["node2/pod1", "node1/pod1", "--size", size],
+            "node2",
+            "too-big",
+            "kernel",
+        );
+        let loss = &trace["loss"];
+        let meaning = loss["meaning"].as_str().unwrap();
+        assert!(
+            meaning.starts_with(&format!(
+                "{some} are more than the MTU 1400 of node2 of underlay"
+            )),
+            "{meaning}"
+        );
+        assert_eq!(
+            (&loss["device"], &loss["evidence"]),
+            (&"eth0".into(), &"observed".into())
+        );
+    }
+    let done = lab.trace(&["node1/pod1", "node2/pod1", "--size", "1500", "--svg", "-"]);
+    // In the column of node2, beside the name of its port.
+    let x = |words: &str| {
+        let line = out(&done).lines().find(|line| line.contains(words));
+        let (_, x) = line.unwrap().split_once("x=\"").unwrap();
+        x.split('"').next().unwrap().to_owned()
+    };
+    assert_eq!(x(">✗ lost: too-big<"), x(">port node2  MTU 1400<"));
+}
+
 struct Running(Child);
 
 impl Drop for Running {

@@ -239,6 +239,8 @@ pub struct Loss {
     pub leg: Leg,
     /// Where.
     pub place: String,
+    /// By which device of that place it should have gone, where that is known.
+    pub device: Option<String>,
     /// A drop reason of the daemon's, or in the kernel a word for what its counters or errors say.
     pub reason: String,
     /// Who dropped it: `overlayd`, `kernel`, or `nobody known`.

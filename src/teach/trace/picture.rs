@@ -12,16 +12,24 @@ use crate::observe::client;
 /// Draws the trace on the topology that it went through.
 #[must_use]
 pub fn picture(trace: &Trace, topology: Topology) -> Picture {
-    let mut ways = Vec::new();
+    let mut ways: Vec<Way> = Vec::new();
     for (leg, name) in [
         (Leg::Request, "the echo request"),
         (Leg::Reply, "the echo reply"),
         (Leg::Error, "an ICMP error about it"),
     ] {
-        // An error takes the line of the way back: where there is one, there is no reply beside it.
         let rows: Vec<_> = trace.rows.iter().filter(|row| row.leg == leg).collect();
-        if !rows.is_empty() {
-            ways.push(way(trace, &rows, name));
+        // Each error is a packet of its own, and begins with a row that says who sends it.
+        let begins = |row: &&Row| leg == Leg::Error && row.step == Step::Send;
+        let (first, mut name) = (ways.len(), name);
+        for rows in rows.chunk_by(|_, next| !begins(next)) {
+            let way = way(trace, rows, name);
+            let mut same = ways[first..].iter_mut();
+            match same.find(|known| known.points == way.points) {
+                Some(known) => known.marks.extend(way.marks),
+                None => ways.push(way),
+            }
+            name = "";
         }
     }
     let (source, destination) = (&trace.source, &trace.destination);
@@ -49,8 +57,11 @@ pub fn picture(trace: &Trace, topology: Topology) -> Picture {
 fn is_marked(row: &Row, all: &[Row]) -> bool {
     match row.step {
         Step::Device | Step::Lost | Step::Encapsulation => true,
+        // What begins or ends within a node was not seen at that end.
+        Step::Delivery => !shares_point(row, all, Step::Device),
+        Step::Send => row.leg == Leg::Reply && !shares_point(row, all, Step::Device),
         Step::Receive => !shares_point(row, all, Step::Lost),
-        Step::Bridge => !shares_point(row, all, Step::Device),
+        Step::Bridge => row.point.is_some() && !shares_point(row, all, Step::Device),
         _ => false,
     }
 }

@@ -99,6 +99,10 @@ struct Walk<'a> {
     fragments: usize,
     /// How long these were, in bytes; of an encapsulated packet, inside.
     lengths: Vec<usize>,
+    /// The captures in which they were last seen.
+    pieces: Vec<usize>,
+    /// While it is asked why some of them are lost: these.
+    missing: Vec<usize>,
     /// While its datagram is in fragments: how many there are behind the first.
     datagrams: usize,
     /// Addresses that were rewritten on the request's way: where, from what, to what.
@@ -143,6 +147,8 @@ pub(super) fn walk(
         passed: Passed::default(),
         fragments: 0,
         lengths: Vec::new(),
+        pieces: Vec::new(),
+        missing: Vec::new(),
         datagrams: 0,
         rewritten: Vec::new(),
         size: Some(sent.size),
@@ -249,6 +255,7 @@ impl Walk<'_> {
         self.packet = packet;
         self.fragments = 0;
         self.lengths.clear();
+        self.pieces.clear();
         self.datagrams = 0;
         self.size = None;
         self.crippled = false;
@@ -339,16 +346,34 @@ impl Walk<'_> {
         self.lost(place, loss)
     }
 
-    /// Some of its fragments end here, and the packet with them.
-    fn lose_some(&mut self, place: usize, missing: usize) {
-        let mut loss = self.why(place);
+    /// Some of its fragments came no further than here, on their way to or through a device, and the packet with them.
+    fn lose_some(&mut self, place: usize, ifindex: u32, out: bool, found: &[usize]) -> Result<()> {
+        let offset = |i: &usize| self.caught[*i].sight.ip.fragment;
+        let came: Vec<_> = found.iter().map(offset).collect();
+        let is_missing = |i: &usize| !came.contains(&offset(i));
+        self.missing = self.pieces.iter().copied().filter(is_missing).collect();
+        // What arrives nowhere was lost at the other end of the cable.
+        let mut at = place;
+        if out {
+            let cause = self.stuck(place, ifindex)?;
+            self.blame(place, cause);
+        } else if let Some((other, end)) = self.looker.other_end(place, ifindex)? {
+            at = other;
+            let cause = self.broken(other, end)?;
+            self.blame(other, cause);
+        }
+        let mut loss = self.why(at);
+        let are = if self.missing.len() == 1 { "is" } else { "are" };
         loss.meaning = format!(
-            "{} lost: {}",
-            explain::count(missing, "fragment"),
+            "{} of the {} fragments {are} lost: {}",
+            self.fragments.saturating_sub(found.len()),
+            self.fragments,
             loss.meaning
         );
+        self.missing.clear();
         self.crippled = true;
-        self.lost(place, loss);
+        self.lost(at, loss);
+        Ok(())
     }
 
     fn why(&self, place: usize) -> Loss {
@@ -356,6 +381,7 @@ impl Walk<'_> {
             place,
             name: self.world.name(place),
             leg: self.packet.leg,
+            many: self.missing.len() > 1,
             passed: &self.passed,
             before: &self.before[place],
             after: &self.after[place],
@@ -379,7 +405,8 @@ impl Walk<'_> {
         }
         let text = format!("lost here: {} ({})", loss.meaning, loss.cause());
         let details = vec![format!("what to do: {}", loss.advice)];
-        self.derive(place, None, Step::Lost, source, text, details);
+        let device = loss.device.clone();
+        self.derive(place, device.as_deref(), Step::Lost, source, text, details);
         if loss.by == "overlayd" {
             self.at_daemon(place);
         }

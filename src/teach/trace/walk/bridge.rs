@@ -58,14 +58,12 @@ impl Walk<'_> {
         };
         self.at_device(place, port, Hook::Egress)?;
         if !self.expect(place, port, true)? {
-            let cause = if self.fits_port(place, port)? {
-                let dst = self.current().1;
-                match self.broken(place, port)? {
-                    None => self.unreached(place, bridge, Some(mac), dst)?,
-                    cause => cause,
+            let cause = match self.stuck(place, port)? {
+                None => {
+                    let dst = self.current().1;
+                    self.unreached(place, bridge, Some(mac), dst)?
                 }
-            } else {
-                Some(self.too_long_for_port(place, bridge, port)?)
+                cause => cause,
             };
             self.blame(place, cause);
             let port = self.looker.look(place)?.name(port);

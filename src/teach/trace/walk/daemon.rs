@@ -169,6 +169,7 @@ impl Walk<'_> {
         self.derive(place, None, Step::Fragments, source, text, details);
         self.at_daemon(place);
         self.fragments = sent.len();
+        self.pieces = sent.to_vec();
         self.lengths = cut;
     }
 
