@@ -555,25 +555,40 @@ fn a_stage_that_is_missing_is_named() {
             && said.contains(&next),
         "{said}"
     );
-    for (stage, ends) in [
-        ("bridge", ["node1/pod1", "node1/pod2"]),
-        ("routed", ACROSS),
-        ("overlay", ACROSS),
+    // What cures it is named, and how far that is, not only what comes next.
+    for cases in [
+        &[
+            (["node1/pod1", "node1/pod2"], "bridge", ""),
+            (["node1/pod1", "10.244.1.1"], "bridge", ""),
+            (
+                ["node1/pod1", "node1"],
+                "routed",
+                ", 2 times (bridge, routed)",
+            ),
+            (ACROSS, "overlay", ", 3 times (bridge, routed, overlay)"),
+        ][..],
+        &[
+            (["node1/pod1", "node1"], "routed", ""),
+            (ACROSS, "overlay", ", 2 times (routed, overlay)"),
+        ],
+        &[(ACROSS, "overlay", "")],
     ] {
         assert!(
             overlayd(&["lab", "next", "--name", &lab.0])
                 .status
                 .success()
         );
-        let trace = lab.told(&ends);
-        let advice = trace["loss"]["advice"].as_str().unwrap();
-        assert!(
-            advice.contains(&format!("stage {stage} brings")) && advice.contains(&next),
-            "{advice}"
-        );
-        assert!(trace["unreachable"].as_array().unwrap().is_empty());
-        // What the stage has does work.
-        let done = lab.trace(&ends);
+        for (ends, stage, times) in cases {
+            let trace = lab.told(ends);
+            let advice = trace["loss"]["advice"].as_str().unwrap();
+            assert!(
+                advice.contains(&format!("stage {stage} brings"))
+                    && advice.ends_with(&format!("`{next} --explain`{times}")),
+                "{ends:?}: {advice}"
+            );
+            assert!(trace["unreachable"].as_array().unwrap().is_empty());
+        }
+        let done = lab.trace(&cases[0].0);
         assert_eq!(done.status.code(), Some(5), "{}", err(&done));
     }
     assert!(
@@ -582,6 +597,39 @@ fn a_stage_that_is_missing_is_named() {
             .success()
     );
     assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
+}
+
+/// What was delivered and not answered is not lost on the way; and that it was delivered is counted.
+#[test]
+fn a_pod_that_answers_no_ping() {
+    let lab = Up::new("deaf", &["--nodes", "2"]);
+    for (six, key, counter) in [
+        (
+            &[][..],
+            "net.ipv4.icmp_echo_ignore_all",
+            ["Icmp.InEchos", "Icmp.InEchoReps"],
+        ),
+        (
+            &["-6"],
+            "net.ipv6.icmp.echo_ignore_all",
+            ["Icmp6InEchos", "Icmp6InEchoReplies"],
+        ),
+    ] {
+        let ends = [six, &ACROSS].concat();
+        let trace = lab.breaks(
+            &[&format!("node2/pod1: sysctl -w {key}=1")],
+            &[&format!("node2/pod1: sysctl -w {key}=0")],
+            &ends,
+            ["reply", "node2/pod1", "no-answer", &format!("{key} is 1")],
+        );
+        let delivered = step(&trace, "request", "node2/pod1", "delivery");
+        assert_eq!(delivered["evidence"], "observed");
+        assert!(details(delivered).contains(counter[0]), "{delivered:#}");
+        let trace = lab.told(&ends);
+        let delivered = step(&trace, "reply", "node1/pod1", "delivery");
+        assert_eq!(delivered["source"], "counter");
+        assert!(details(delivered).contains(counter[1]), "{delivered:#}");
+    }
 }
 
 /// A neighbour entry that lies leads the datagram to an uplink that does not take it.

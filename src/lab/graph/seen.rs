@@ -1,5 +1,7 @@
 //! A running lab as its kernels and daemons describe it, whatever somebody has done to it since it was built.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use ipnet::IpNet;
 
@@ -8,6 +10,8 @@ use crate::kernel::{Address, Link, NetNs, Netlink, Route};
 use crate::lab::topology::{self, Lab, on_runtime};
 use crate::observe::{client, status::Status};
 
+/// How long a daemon may take to say what it knows. One that hangs is drawn as one that is off.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// The scope of addresses that are good on one link only (RT_SCOPE_LINK, rtnetlink(7)).
 const SCOPE_LINK: u8 = 253;
 
@@ -138,7 +142,7 @@ async fn see(node: &mut Node, there: &topology::Node) -> Result<()> {
 
 /// The daemon as it answers; none answers where none is.
 fn daemon(lab: &Lab, node: &topology::Node) -> Result<Option<Part>> {
-    let Ok(answer) = client::status(&lab.socket(node.number)) else {
+    let Ok(answer) = client::status_within(&lab.socket(node.number), PATIENCE) else {
         return Ok(None);
     };
     let status: Status = serde_json::from_value(answer)?;

@@ -16,7 +16,9 @@ use crate::kernel::hooks::Hook;
 use chains::{by_chain, by_legacy};
 
 pub(super) use chains::{dropped_by_chains, legacy};
-pub(super) use known::{no_reader, not_forwarding, refused, silent_daemon};
+pub(super) use known::{
+    hanging_daemon, no_reader, not_forwarding, refused, silent_daemon, unanswered,
+};
 
 /// At which part of a kernel a hook is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::tables::Looker;
+use super::tables::{Looker, PATIENCE};
 use super::text;
 use super::world::{Role, World};
 use super::{Direction, Evidence, Leg, Row, Source, Step, Trace};
@@ -144,7 +144,7 @@ pub fn of_host(world: &World) -> Result<Topology> {
     let status = world.places[0]
         .socket
         .as_ref()
-        .and_then(|socket| client::status(socket).ok());
+        .and_then(|socket| client::status_within(socket, PATIENCE).ok());
     let text = |path: &str| {
         status
             .as_ref()
@@ -247,6 +247,8 @@ mod tests {
             rows,
             unseen: Vec::new(),
             unreachable: Vec::new(),
+            hanging: Vec::new(),
+            restart: String::new(),
         };
         let rows: Vec<_> = trace.rows.iter().collect();
         way(&trace, &rows, "").points

@@ -2,8 +2,10 @@
 //! entries, netfilter chains, counters of the kernel, status and leases of daemons.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -15,6 +17,15 @@ use crate::kernel::hooks::{self, Chain, Hook, LegacyTable, Rewrite};
 use crate::kernel::{Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, Route};
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
+
+/// How long a daemon may take to answer. It needs less than a millisecond, unless it is stopped.
+pub(super) const PATIENCE: Duration = Duration::from_millis(750);
+
+pub(super) fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
 
 /// The kernel's tables of one place.
 #[derive(Debug)]
@@ -32,12 +43,20 @@ pub(super) struct Kernel {
     pub(super) forwards: (bool, bool),
     /// Chains of IP see bridged frames too: `net.bridge.bridge-nf-call-iptables`, and `ip6tables`.
     pub(super) bridge_calls: (bool, bool),
+    /// Pings are not answered: `net.ipv4.icmp_echo_ignore_all`, `net.ipv6.icmp.echo_ignore_all`.
+    pub(super) deaf: (bool, bool),
 }
+
+/// What has a kernel answer no ping, over IPv4 and IPv6 (ip-sysctl in the kernel's documentation).
+pub(super) const DEAF: (&str, &str) = (
+    "net.ipv4.icmp_echo_ignore_all",
+    "net.ipv6.icmp.echo_ignore_all",
+);
 
 impl Kernel {
     async fn read(namespace: &NetNs) -> Result<Self> {
         let netlink = Netlink::open_in(namespace)?;
-        let (chains, forwards, bridge_calls) = namespace.run(|| {
+        let (chains, forwards, bridge_calls, deaf) = namespace.run(|| {
             let on = |key| crate::kernel::sysctl::read(key).is_ok_and(|value| value != "0");
             let forwards = (
                 on("net.ipv4.ip_forward"),
@@ -47,7 +66,8 @@ impl Kernel {
                 on("net.bridge.bridge-nf-call-iptables"),
                 on("net.bridge.bridge-nf-call-ip6tables"),
             );
-            (hooks::chains(), forwards, calls)
+            let deaf = (on(DEAF.0), on(DEAF.1));
+            (hooks::chains(), forwards, calls, deaf)
         })?;
         Ok(Self {
             links: netlink.links().await?,
@@ -63,6 +83,7 @@ impl Kernel {
             ),
             forwards,
             bridge_calls,
+            deaf,
             netlink,
         })
     }
@@ -117,6 +138,8 @@ pub(super) struct Counts {
     /// Tables whose rules are not read.
     pub(super) legacy: Vec<LegacyTable>,
     pub(super) daemon: Option<Status>,
+    /// Its daemon runs, and gave no answer in time.
+    pub(super) hangs: bool,
     /// What each device has dropped or could not send, by its name.
     devices: HashMap<String, u64>,
     /// What the queues and filters of each device have dropped, by its name; with the kind of the queue.
@@ -124,22 +147,30 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// What it counts now. A daemon that cannot be asked is none.
+    /// What it counts now. A daemon that cannot be asked is none, and one that hung before is not asked again.
     pub(super) fn read(
         namespace: &NetNs,
         socket: Option<&Path>,
-        runtime: &Runtime,
+        before: Option<&Self>,
     ) -> Result<Self> {
+        let runtime = runtime()?;
         let (kernel, chains, legacy, devices) = namespace.run(|| {
             let (chains, legacy) = (hooks::chains(), hooks::legacy_tables());
             (kernel_counters(), chains, legacy, device_drops())
         })?;
-        let answer = socket.and_then(|socket| client::status(socket).ok());
+        let mut hangs = before.is_some_and(|before| before.hangs);
+        let mut answer = None;
+        if let Some(socket) = socket.filter(|_| !hangs) {
+            let asked = Instant::now();
+            answer = client::status_within(socket, PATIENCE).ok();
+            hangs = answer.is_none() && asked.elapsed() >= PATIENCE;
+        }
         Ok(Self {
             kernel,
             chains: chains?,
             legacy,
             daemon: answer.and_then(|answer| serde_json::from_value(answer).ok()),
+            hangs,
             devices,
             queues: runtime.block_on(queue_drops(namespace))?,
         })
@@ -310,9 +341,7 @@ impl<'a> Looker<'a> {
     pub(super) fn new(world: &'a World) -> Result<Self> {
         Ok(Self {
             world,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?,
+            runtime: runtime()?,
             kernels: HashMap::new(),
         })
     }

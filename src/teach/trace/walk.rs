@@ -22,12 +22,14 @@ use super::explain;
 use super::fate::{self, Passed};
 use super::send::Sent;
 use super::sight::Kind;
-use super::tables::{Counts, Looker};
+use super::tables::{Counts, DEAF, Looker};
 use super::watch::Caught;
 use super::world::World;
 pub(super) use rows::error_name;
 
-use super::{EndName, Evidence, Leg, Loss, Outcome, Probe, Row, Source, Step, Trace, VERSION};
+use super::{
+    EndName, Evidence, Leg, Loss, NO_ANSWER, Outcome, Probe, Row, Source, Step, Trace, VERSION,
+};
 
 /// No way has more stations; a loop has.
 const MAX_STATIONS: usize = 100;
@@ -88,6 +90,7 @@ struct Walk<'a> {
     rows: Vec<Row>,
     unseen: Vec<String>,
     unreachable: Vec<String>,
+    hanging: Vec<String>,
     packet: Packet,
     /// While it is encapsulated: the outer addresses.
     outer: Option<(IpAddr, IpAddr)>,
@@ -136,6 +139,7 @@ pub(super) fn walk(
         rows: Vec::new(),
         unseen: Vec::new(),
         unreachable: Vec::new(),
+        hanging: Vec::new(),
         packet: Packet {
             leg: Leg::Request,
             src: sent.src,
@@ -181,6 +185,8 @@ pub(super) fn walk(
         loss: walk.loss,
         rows: walk.rows,
         unseen: walk.unseen,
+        hanging: walk.hanging,
+        restart: world.restart(),
         unreachable: walk.unreachable,
     })
 }
@@ -205,6 +211,13 @@ impl Walk<'_> {
         self.size = Some(sent.size);
         let state = match (self.entrance()?, delivered) {
             (Some(state), _) => state,
+            (None, Some(place)) if self.is_deaf(place)? => {
+                let name = self.world.name(place);
+                let v6 = self.packet.src.is_ipv6();
+                let loss = fate::unanswered(name, Some(if v6 { DEAF.1 } else { DEAF.0 }));
+                self.lost(place, loss);
+                return Ok(Outcome::Lost);
+            }
             (None, Some(place)) => State::Emit { place },
             (None, None) => return Ok(Outcome::Unseen),
         };
@@ -216,6 +229,16 @@ impl Walk<'_> {
             End::Delivered(_) => Outcome::Elsewhere,
             End::Lost(_) => Outcome::Lost,
             End::Beyond => Outcome::Unseen,
+        })
+    }
+
+    /// Its kernel answers no ping.
+    fn is_deaf(&mut self, place: usize) -> Result<bool> {
+        let deaf = self.looker.look(place)?.deaf;
+        Ok(if self.packet.src.is_ipv6() {
+            deaf.1
+        } else {
+            deaf.0
         })
     }
 
@@ -342,7 +365,11 @@ impl Walk<'_> {
 
     /// It ends here: why?
     fn lose(&mut self, place: usize) -> State {
-        let loss = self.why(place);
+        let mut loss = self.why(place);
+        // Nobody has seen a reply at all: that it was sent is no more than what should be.
+        if self.packet.leg == Leg::Reply && self.last.is_none() && loss.reason == "unknown" {
+            loss = fate::unanswered(self.world.name(place), None);
+        }
         self.lost(place, loss)
     }
 
@@ -393,6 +420,13 @@ impl Walk<'_> {
     fn lost(&mut self, place: usize, mut loss: Loss) -> State {
         if let Some(unbuilt) = self.world.unbuilt.as_ref().filter(|_| is_unbuilt(&loss)) {
             loss.advice = unbuilt.to_string();
+        } else if self.is_silent(place) && ["no-daemon", "no-route"].contains(&loss.reason.as_str())
+        {
+            loss.advice = format!(
+                "the overlayd of {} does not run: {}",
+                self.world.name(place),
+                self.world.restart()
+            );
         }
         let source = match (loss.evidence, loss.by) {
             (Evidence::Observed, _) if loss.meaning.contains("ICMP error") => Source::Capture,
@@ -403,7 +437,10 @@ impl Walk<'_> {
         if loss.reason == "no-route" {
             self.note_silent(place);
         }
-        let text = format!("lost here: {} ({})", loss.meaning, loss.cause());
+        let text = match loss.reason.as_str() {
+            NO_ANSWER => format!("no answer: {}", loss.meaning),
+            _ => format!("lost here: {} ({})", loss.meaning, loss.cause()),
+        };
         let details = vec![format!("what to do: {}", loss.advice)];
         let device = loss.device.clone();
         self.derive(place, device.as_deref(), Step::Lost, source, text, details);
@@ -412,6 +449,12 @@ impl Walk<'_> {
         }
         self.loss.get_or_insert(loss);
         State::End(End::Lost(place))
+    }
+
+    /// A daemon should run there, and does not.
+    fn is_silent(&self, place: usize) -> bool {
+        let counts = &self.after[place];
+        self.world.daemons && self.is_node(place) && counts.daemon.is_none() && !counts.hangs
     }
 
     /// The addresses in the header that the kernel looks at now: the outermost.

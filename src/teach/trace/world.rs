@@ -2,13 +2,17 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use ipnet::Ipv4Net;
+
+use super::tables::runtime;
 use crate::kernel::{NetNs, Netlink};
 use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, Stage};
+use crate::lab::{holder, state};
 
 /// What a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +62,10 @@ pub struct World {
     pub source: End,
     /// Where it is to go.
     pub destination: End,
-    /// What a lab that is still being built gets next.
+    /// What a lab that is still being built lacks for a packet between these ends.
     pub unbuilt: Option<Unbuilt>,
+    /// Daemons should run at its nodes.
+    pub daemons: bool,
 }
 
 /// What a lab is not built to yet.
@@ -67,15 +73,15 @@ pub struct World {
 pub struct Unbuilt {
     /// To which stage it is built.
     pub stage: Stage,
-    /// What comes next.
-    pub next: Stage,
-    /// The command that builds it.
+    /// Which one is wanted.
+    pub wanted: Stage,
+    /// The command that builds the next one.
     pub command: String,
 }
 
 impl std::fmt::Display for Unbuilt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let brings = match self.next {
+        let brings = match self.wanted {
             Stage::Isolated => "nodes and pods",
             Stage::Veth => "a cable and an address for each pod",
             Stage::Bridge => "a bridge on each node, the pods' cables plugged into it",
@@ -85,8 +91,15 @@ impl std::fmt::Display for Unbuilt {
         write!(
             f,
             "the lab is built to stage {} only; stage {} brings {brings}: `{}`",
-            self.stage, self.next, self.command
-        )
+            self.stage, self.wanted, self.command
+        )?;
+        let between = Stage::ALL.into_iter();
+        let steps = between.filter(|stage| *stage > self.stage && *stage <= self.wanted);
+        let steps: Vec<_> = steps.map(|stage| stage.to_string()).collect();
+        match steps.len() {
+            0 | 1 => Ok(()),
+            n => write!(f, ", {n} times ({})", steps.join(", ")),
+        }
     }
 }
 
@@ -156,14 +169,23 @@ impl World {
             DEFAULT_NAME => String::new(),
             name => format!(" --name {name}"),
         };
-        let unbuilt = stage.next().map(|next| Unbuilt {
+        let wanted = wanted(
+            lab,
+            [places[start].role]
+                .into_iter()
+                .chain(destination.place.map(|place| places[place].role))
+                .collect(),
+            destination.ip,
+        );
+        let unbuilt = (stage < wanted).then(|| Unbuilt {
             stage,
-            next,
+            wanted,
             command: format!("overlayd lab next{named} --explain"),
         });
         let world = Self {
             lab: Some(name.clone()),
             unbuilt,
+            daemons: lab.spec().runs_daemons(),
             source: End {
                 place: Some(start),
                 // A program on a node that names no source gets the one that the kernel takes.
@@ -220,9 +242,7 @@ impl World {
             namespace: NetNs::current()?,
             socket: Some(socket.to_owned()),
         }];
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = runtime()?;
         runtime.block_on(add_guests(&mut places, &[from, to]))?;
         let holder = |ip: IpAddr| -> Result<Option<usize>> {
             for (index, place) in places.iter().enumerate() {
@@ -241,6 +261,7 @@ impl World {
         Ok(Self {
             lab: None,
             unbuilt: None,
+            daemons: true,
             source: End {
                 place: Some(start),
                 ip: Some(from),
@@ -265,16 +286,123 @@ impl World {
         let (Some(libc::EADDRNOTAVAIL), Some(ip)) = (errno, ip) else {
             return error;
         };
-        let why = match &self.unbuilt {
-            Some(unbuilt) => unbuilt.to_string(),
+        let first = match self.places[place].role {
+            Role::Pod(..) => Stage::Veth,
+            _ => Stage::Bridge,
+        };
+        let unbuilt = self.unbuilt.clone().filter(|unbuilt| unbuilt.stage < first);
+        let why = match unbuilt {
+            Some(unbuilt) => Unbuilt {
+                wanted: first,
+                ..unbuilt
+            }
+            .to_string(),
             None => "`ip address`, there, shows what it has".to_owned(),
         };
         anyhow::anyhow!("{} does not have the address {ip}: {why}", self.name(place))
     }
 
+    /// A packet to a group of addresses goes many ways, if it goes at all.
+    ///
+    /// # Errors
+    /// When `dst` is an address of a group, or no address at all.
+    pub(super) fn refuse_groups(&self, dst: IpAddr) -> Result<()> {
+        let what = match dst {
+            _ if dst.is_multicast() => "a multicast address".to_owned(),
+            _ if dst.is_unspecified() => "the unspecified address".to_owned(),
+            IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address".to_owned(),
+            IpAddr::V4(ip) => match self.broadcasting(ip)? {
+                Some(place) => format!("the broadcast address of a network of {place}"),
+                None => return Ok(()),
+            },
+            IpAddr::V6(_) => return Ok(()),
+        };
+        bail!(
+            "{dst} is {what}: a trace follows one packet to one place, so name an address of a pod or a node"
+        );
+    }
+
+    /// A place with a network that has this broadcast address (RFC 919; networks of two addresses have none, RFC 3021).
+    fn broadcasting(&self, ip: Ipv4Addr) -> Result<Option<&str>> {
+        let runtime = runtime()?;
+        for place in &self.places {
+            let addresses = runtime
+                .block_on(async { Netlink::open_in(&place.namespace)?.addresses().await })?;
+            let mut nets = addresses.iter().filter_map(|address| match address.ip {
+                IpAddr::V4(own) if address.prefix_len < 31 => {
+                    Ipv4Net::new(own, address.prefix_len).ok()
+                }
+                _ => None,
+            });
+            if nets.any(|net| net.broadcast() == ip) {
+                return Ok(Some(&place.name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The lab is still there: all its names, and what runs in it.
+    pub(super) fn stands(&self) -> bool {
+        let Some(lab) = &self.lab else { return true };
+        self.is_named() && holder::processes(lab).is_ok_and(|there| !there.is_empty())
+    }
+
+    /// The names of its namespaces stand for the same as before.
+    pub(super) fn is_named(&self) -> bool {
+        let named = |place: &&Place| matches!(place.role, Role::Underlay | Role::Node(_));
+        let same = |place: &Place| -> std::io::Result<bool> {
+            let now = NetNs::open(place.namespace.to_string())?;
+            Ok(now.id()? == place.namespace.id()?)
+        };
+        let mut places = self.places.iter().filter(named);
+        places.all(|place| same(place).unwrap_or(false))
+    }
+
+    /// What starts a daemon again.
+    pub(super) fn restart(&self) -> String {
+        match &self.lab {
+            Some(lab) => format!("`{}` starts it again", state::command(lab, "revive")),
+            None => "start it (`overlayd run`), and look into its log".to_owned(),
+        }
+    }
+
     /// The name of a place.
     pub fn name(&self, place: usize) -> &str {
         &self.places[place].name
+    }
+}
+
+/// To which stage a lab has to be built for a packet between these places to be answered.
+fn wanted(lab: &Lab, ends: Vec<Role>, dst: Option<IpAddr>) -> Stage {
+    let node = |number| lab.nodes().iter().find(|node| node.number == number);
+    let is_public = |number: u8| {
+        let ips = node(number).map(|node| {
+            [
+                node.public_ip.map(IpAddr::from),
+                node.public_ipv6.map(IpAddr::from),
+            ]
+        });
+        dst.is_some() && ips.into_iter().flatten().any(|ip| ip == dst)
+    };
+    let is_gateway = |number: u8| {
+        let ips = node(number).map(|node| {
+            [
+                Some(node.gateway.into()),
+                node.ipv6_gateway.map(IpAddr::from),
+            ]
+        });
+        dst.is_some() && ips.into_iter().flatten().any(|ip| ip == dst)
+    };
+    match ends[..] {
+        [Role::Pod(from, one), Role::Pod(to, other)] if from == to => match one == other {
+            true => Stage::Veth,
+            false => Stage::Bridge,
+        },
+        [Role::Pod(from, _), Role::Node(to)] if from == to && is_public(to) => Stage::Routed,
+        [Role::Pod(from, _), Role::Node(to)] if from == to && is_gateway(to) => Stage::Bridge,
+        [Role::Node(from), Role::Pod(to, _)] if from == to => Stage::Bridge,
+        [Role::Node(_), Role::Node(to)] if is_public(to) => Stage::Isolated,
+        _ => Stage::Overlay,
     }
 }
 

@@ -4,7 +4,8 @@ use std::io;
 use std::net::IpAddr;
 
 use super::super::explain;
-use super::super::{Evidence, Leg, Loss, NOBODY};
+use super::super::tables::PATIENCE;
+use super::super::{Evidence, Leg, Loss, NO_ANSWER, NOBODY};
 use super::Cause;
 use crate::kernel::hooks::LegacyTable;
 
@@ -112,6 +113,49 @@ pub(in crate::teach::trace) fn no_reader(place: &str, leg: Leg, device: &str) ->
             "it went into the TUN device {device}, and no overlayd that could be asked reads that"
         ),
         advice: "is overlayd running there, and does it answer? `overlayd status`".into(),
+    }
+}
+
+/// A daemon that runs, and does nothing.
+pub(in crate::teach::trace) fn hanging_daemon(place: &str, leg: Leg) -> Loss {
+    Loss {
+        leg,
+        place: place.to_owned(),
+        device: None,
+        reason: "no-daemon".into(),
+        by: NOBODY,
+        evidence: Evidence::Derived,
+        meaning: format!(
+            "the overlayd of this node runs, but gave no answer within {} s: it hangs or is stopped, so nobody takes the packet on",
+            PATIENCE.as_secs_f32()
+        ),
+        advice: "`ps -C overlayd -o pid,stat,args`: one with the state T is stopped (`kill -CONT PID`); otherwise look into its log, and restart it".into(),
+    }
+}
+
+/// The request arrived, and no answer was seen: `deaf` is the setting that forbids one.
+pub(in crate::teach::trace) fn unanswered(place: &str, deaf: Option<&str>) -> Loss {
+    let (by, meaning, advice) = match deaf {
+        Some(key) => (
+            "kernel",
+            format!("it was delivered, but {key} is 1: this kernel answers no ping"),
+            format!("`sysctl -w {key}=0`, there; the way itself is whole as far as {place}"),
+        ),
+        None => (
+            NOBODY,
+            "it was delivered, and no answer to it was seen leaving".to_owned(),
+            "the way itself is whole that far: look there for what answers no ping (BPF programs, `bpftool net`; limits of ICMP, `sysctl net.ipv4.icmp_ratelimit`)".to_owned(),
+        ),
+    };
+    Loss {
+        leg: Leg::Reply,
+        place: place.to_owned(),
+        device: None,
+        reason: NO_ANSWER.into(),
+        by,
+        evidence: Evidence::Derived,
+        meaning,
+        advice,
     }
 }
 

@@ -19,10 +19,10 @@ impl Walk<'_> {
     pub(super) fn daemon_out(&mut self, place: usize) -> Result<State> {
         self.passed.daemon = Some((place, "outbound"));
         let dst = self.packet.dst;
-        let (Some(status), Some(who)) = (
-            self.after[place].daemon.clone(),
-            self.looker.who(place, dst),
-        ) else {
+        let Some(status) = self.after[place].daemon.clone() else {
+            return Ok(self.silent(place));
+        };
+        let Some(who) = self.looker.who(place, dst) else {
             return Ok(self.silent(place));
         };
         let (to, mtu, header) = match who.holder {
@@ -293,11 +293,14 @@ impl Walk<'_> {
     }
 
     /// The daemon should do something here, and does not answer.
-    fn silent(&mut self, place: usize) -> State {
+    pub(super) fn silent(&mut self, place: usize) -> State {
         let name = self.world.name(place).to_owned();
         let rose = |name| self.after[place].kernel_rise(&self.before[place], name) > 0;
         let no_port = self.outer.is_some() && (rose("Udp.NoPorts") || rose("Udp6NoPorts"));
-        let loss = fate::silent_daemon(&name, self.packet.leg, no_port);
+        let loss = match self.after[place].hangs {
+            true => fate::hanging_daemon(&name, self.packet.leg),
+            false => fate::silent_daemon(&name, self.packet.leg, no_port),
+        };
         self.note_silent(place);
         self.lost(place, loss)
     }
@@ -305,12 +308,15 @@ impl Walk<'_> {
     /// A node whose daemon does not answer is worth a word even where the packet never came to it.
     pub(super) fn note_silent(&mut self, place: usize) {
         let name = self.world.name(place);
-        if self.world.unbuilt.is_some() {
+        if !self.world.daemons {
             return;
         }
         let known = self.unreachable.iter().any(|known| known == name);
         if self.is_node(place) && self.after[place].daemon.is_none() && !known {
             self.unreachable.push(name.to_owned());
+            if self.after[place].hangs {
+                self.hanging.push(name.to_owned());
+            }
         }
     }
 }

@@ -102,6 +102,15 @@ impl Walk<'_> {
             ),
             (Leg::Error, _) => (Source::Kernel, "delivered: the sender learns of it"),
         };
+        let counted = self
+            .counter_of_icmp()
+            .filter(|name| after.kernel_rise(before, name) > 0);
+        let (source, details) = match (source, counted) {
+            (Source::Kernel, Some(name)) => {
+                (Source::Counter, vec![format!("its counter {name} rose")])
+            }
+            _ => (source, Vec::new()),
+        };
         let to_sender = self.world.source.place == Some(place);
         let told = format!(
             "delivered to {}, whose overlayd sent the datagram: but {} hears nothing of it, and waits in vain",
@@ -118,8 +127,25 @@ impl Walk<'_> {
             }
             _ => text,
         };
-        self.derive(place, None, Step::Delivery, source, text, Vec::new());
+        self.derive(place, None, Step::Delivery, source, text, details);
         Ok(State::End(End::Delivered(place)))
+    }
+
+    /// Which counter says that ICMP got a packet of this leg's kind (proc_net(5), RFC 4293 section 5 and before).
+    fn counter_of_icmp(&self) -> Option<&'static str> {
+        let v6 = self.packet.dst.is_ipv6();
+        Some(match (self.packet.leg, self.packet.error) {
+            (Leg::Request, _) if v6 => "Icmp6InEchos",
+            (Leg::Request, _) => "Icmp.InEchos",
+            (Leg::Reply, _) if v6 => "Icmp6InEchoReplies",
+            (Leg::Reply, _) => "Icmp.InEchoReps",
+            (Leg::Error, Some((1, _))) if v6 => "Icmp6InDestUnreachs",
+            (Leg::Error, Some((2, _))) if v6 => "Icmp6InPktTooBigs",
+            (Leg::Error, Some((3, _))) if v6 => "Icmp6InTimeExcds",
+            (Leg::Error, Some((3, _))) => "Icmp.InDestUnreachs",
+            (Leg::Error, Some((11, _))) if !v6 => "Icmp.InTimeExcds",
+            (Leg::Error, _) => return None,
+        })
     }
 
     /// The echo reply was seen leaving `place`.

@@ -198,6 +198,7 @@ impl Walk<'_> {
                     ifindex: peer,
                 })
             }
+            Some("tun") if self.after[place].hangs => Ok(self.silent(place)),
             Some("tun") => {
                 let loss = fate::no_reader(self.world.name(place), self.packet.leg, &link.name);
                 Ok(self.lost(place, loss))
