@@ -504,27 +504,21 @@ fn overlayd_cuts_what_does_not_fit_the_path() {
     }
 }
 
-#[test]
-fn a_dead_pod_matters_only_as_an_end() {
-    let lab = Up::new("dead", &["--nodes", "2"]);
+/// Kills these processes of the second pod of the second node, and waits until they are gone.
+fn kill_in_pod(lab: &Up, holder: bool) {
     let status = overlayd(&["lab", "status", "--name", &lab.0, "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     let pod = &status["nodes"][1]["pods"][1];
-    let mut pids: Vec<String> = pod["containers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| c["pid"].to_string())
+    let containers = pod["containers"].as_array().unwrap().iter();
+    let mut pids: Vec<String> = containers
+        .filter(|container| !container["pid"].is_null())
+        .map(|container| container["pid"].to_string())
         .collect();
-    pids.push(pod["holder"].to_string());
-    assert!(
-        Command::new("kill")
-            .arg("-9")
-            .args(&pids)
-            .status()
-            .unwrap()
-            .success()
-    );
+    if holder {
+        pids.push(pod["holder"].to_string());
+    }
+    let killed = Command::new("kill").arg("-9").args(&pids).status();
+    assert!(killed.unwrap().success());
     let gone = Instant::now() + Duration::from_secs(20);
     while pids
         .iter()
@@ -533,13 +527,50 @@ fn a_dead_pod_matters_only_as_an_end() {
         assert!(Instant::now() < gone);
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A pod whose programs have ended answers pings all the same; one that is dead is traced as far as anything leads there.
+#[test]
+fn pods_whose_processes_have_ended() {
+    let lab = Up::new("dead", &["--nodes", "2"]);
+    let revive = format!("`overlayd lab revive --name {}`", lab.0);
+    let ends = ["node1/pod1", "node2/pod2"];
+    kill_in_pod(&lab, false);
+    let trace = lab.answered(&ends);
+    let said = details(step(&trace, "request", "node2/pod2", "delivery"));
+    assert!(
+        said.contains("these have ended: web, echo") && said.contains(&revive),
+        "{said}"
+    );
+    let done = lab.trace(&[&ends[..], &["--svg", "-"]].concat());
+    assert!(out(&done).contains(">web, echo ended<"), "{}", out(&done));
+
+    kill_in_pod(&lab, true);
     let done = lab.trace(&["node1/pod1", "node2/pod1", "--svg", "-"]);
     assert_eq!(done.status.code(), Some(0), "{}", err(&done));
-    for ends in [["node1/pod1", "node2/pod2"], ["10.244.2.3", "node1/pod1"]] {
-        let done = lab.trace(&ends);
-        assert_eq!(done.status.code(), Some(1), "{}", out(&done));
-        assert!(err(&done).contains("node2/pod2 is dead"), "{}", err(&done));
+    for (from, to, place) in [
+        ("node1/pod1", "node2/pod2", "node2"),
+        ("node1/pod1", "10.244.2.3", "node2"),
+        ("node2/pod1", "node2/pod2", "node2/pod1"),
+    ] {
+        let trace = lab.told(&[from, to]);
+        let loss = &trace["loss"];
+        assert_eq!(
+            (&loss["place"], &loss["reason"]),
+            (&place.into(), &"dead-pod".into()),
+            "{to}: {loss:#}"
+        );
+        let meaning = loss["meaning"].as_str().unwrap();
+        assert!(
+            meaning.starts_with("10.244.2.3 is an address of node2/pod2, which is dead"),
+            "{meaning}"
+        );
+        assert!(loss["advice"].as_str().unwrap().starts_with(&revive));
+        assert_eq!(trace["destination"]["name"], "node2/pod2");
     }
+    let done = lab.trace(&["10.244.2.3", "node1/pod1"]);
+    assert_eq!(done.status.code(), Some(1), "{}", out(&done));
+    assert!(err(&done).contains("node2/pod2 is dead"), "{}", err(&done));
 }
 
 #[test]
@@ -756,5 +787,57 @@ fn routes_that_forbid_and_policy_rules() {
         said.contains("of priority 100 (`ip rule`): followed")
             && said.contains("the kernel decides otherwise"),
         "{said}"
+    );
+}
+
+/// Marks that netfilter sets stand in no table: the way that the packet is seen to take tells, and without one both are named.
+#[test]
+fn rules_that_look_at_marks() {
+    let lab = Up::new("marks", &["--nodes", "2"]);
+    lab.does(&[
+        "node1: ip route add 10.244.2.2/32 dev eth0 via 10.99.0.2 table 77",
+        "node1: ip rule add fwmark 0x5 lookup 77 priority 100",
+        "node1: nft add table ip t",
+        "node1: nft 'add chain ip t pre { type filter hook prerouting priority -150; }'",
+    ]);
+    let route = |trace: &Value| {
+        let route = step(trace, "request", "node1", "route").clone();
+        assert_eq!(route["evidence"], "derived");
+        assert_eq!(route["routing"]["rules"], serde_json::json!([100]));
+        let said = details(&route);
+        assert!(
+            said.contains("rule 100 looks at marks: what bears 0x5 goes out by eth0"),
+            "{said}"
+        );
+        let text = route["text"].as_str().unwrap().to_owned();
+        (text, route["routing"].clone())
+    };
+    // Nothing marks it.
+    let (text, routing) = route(&lab.told(&ACROSS));
+    assert!(
+        text.contains("out by overlay0;") && routing["winner"]["device"] == "overlay0",
+        "{text}"
+    );
+    // Something does.
+    lab.does(&["node1: nft add rule ip t pre icmp type echo-request meta mark set 5"]);
+    let trace = lab.told(&ACROSS);
+    let (text, routing) = route(&trace);
+    assert!(
+        text.contains("out by eth0, next hop 10.99.0.2, where it is seen next: netfilter has marked it 0x5, for rule 100"),
+        "{text}"
+    );
+    assert_eq!(routing["winner"]["device"], "eth0");
+    let wins = routing["routes"].as_array().unwrap().iter();
+    assert!(wins.into_iter().all(|route| route["wins"] == false));
+    assert!(rows(&trace).all(|row| !row["text"].as_str().unwrap().contains("seen elsewhere")));
+    // It may, and is seen no more.
+    lab.does(&[
+        "node1: nft 'add chain ip t hold { type filter hook forward priority 0; }'",
+        "node1: nft add rule ip t hold icmp type echo-request counter drop",
+    ]);
+    let (text, _) = route(&lab.told(&ACROSS));
+    assert!(
+        text.contains("out by overlay0, unless netfilter has marked it: rule 100 looks at marks"),
+        "{text}"
     );
 }

@@ -110,6 +110,7 @@ fn text_json_and_picture_say_the_same() {
         "rows",
         "unseen",
         "unreachable",
+        "hanging",
     ] {
         assert!(json.get(key).is_some(), "{key}");
     }
@@ -152,6 +153,63 @@ fn text_json_and_picture_say_the_same() {
             assert!(allowed.contains(&row[key].as_str().unwrap()), "{row:#}");
         }
     }
+    // What sentences say stands in fields too.
+    let row = |place: &str, step: &str, field: &str| {
+        let here = |row: &&Value| row["place"] == place && row["step"] == step;
+        let mut all = rows(&json).filter(here);
+        all.find(|row| !row[field].is_null() && row[field] != serde_json::json!([]))
+            .unwrap_or_else(|| panic!("{place} {step} {field}"))[field]
+            .clone()
+    };
+    let routing = row("node1", "route", "routing");
+    assert_eq!(
+        (&routing["destination"], &routing["winner"]),
+        (
+            &"10.244.2.2".into(),
+            &serde_json::json!({"device": "overlay0", "via": null, "mtu": 1450})
+        )
+    );
+    let held: Vec<_> = routing["routes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|route| {
+            let text = |key: &str| route[key].as_str().unwrap().to_owned();
+            (text("prefix"), text("and"), route["wins"] == true)
+        })
+        .collect();
+    for (prefix, and, wins) in [
+        ("10.244.0.0/16", "10.244.0.0", true),
+        ("10.244.1.0/24", "10.244.2.0", false),
+    ] {
+        let wanted = (prefix.to_owned(), and.to_owned(), wins);
+        assert!(held.contains(&wanted), "{held:?}");
+    }
+    let lease = row("node1", "lease", "lease");
+    assert_eq!(
+        (&lease["holder"], &lease["to"], &lease["mtu"]),
+        (&"peer".into(), &"10.99.0.2:8472".into(), &1450.into())
+    );
+    assert_eq!(
+        lease["leases"],
+        serde_json::json!([
+            {"subnet": "10.244.2.0/24", "at": ["10.99.0.2", "fd99::2"], "holds": true}
+        ])
+    );
+    let checks = row("node2", "receive", "checks");
+    let reasons: Vec<_> = checks.as_array().unwrap().iter().collect();
+    assert!(reasons.iter().all(|check| check["passed"] == true));
+    let reasons: Vec<_> = reasons.iter().map(|check| &check["reason"]).collect();
+    assert_eq!(
+        reasons,
+        [
+            "wrong-vni",
+            "unknown-peer",
+            "wrong-mac",
+            "inner-source",
+            "inner-destination"
+        ]
+    );
     // The frames can be taken apart by themselves.
     let hex = rows(&json)
         .find(|row| row["encapsulated"] == true && row["step"] == "device")

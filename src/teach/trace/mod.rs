@@ -13,11 +13,13 @@
 //!   tables   routes, neighbours, bridge entries, chains, leases, counters
 //!   walk     table after table, capture after capture ──▶ rows
 //!   explain  how a table decides, in words
+//!   facts    the same, in fields for programs
 //!   fate     why it was lost
 //!   text, picture   the result for people
 //! ```
 
 mod explain;
+pub mod facts;
 mod fate;
 mod picture;
 mod send;
@@ -38,6 +40,7 @@ use serde::Serialize;
 use crate::kernel::NetNs;
 use crate::lab::traffic::Cancel;
 use crate::teach::dissect::{Ports, Tunnel};
+use facts::{Check, LeaseAnswer, Routing};
 use sight::{Header, Kind};
 use tables::Counts;
 use watch::{Caught, Watch};
@@ -214,6 +217,12 @@ pub struct Row {
     pub encapsulated: bool,
     /// What was captured: more than one frame if it is in fragments.
     pub frames: Vec<Frame>,
+    /// Of a row about a route: what was looked up in which routes, and what won.
+    pub routing: Option<Routing>,
+    /// Of a row about leases: what was looked up in which, and who holds it.
+    pub lease: Option<LeaseAnswer>,
+    /// Of a row about what the daemon received: its checks, in their order.
+    pub checks: Vec<Check>,
     /// Where it is in a drawing of a lab.
     #[serde(skip)]
     pub(crate) point: Option<crate::lab::graph::Point>,

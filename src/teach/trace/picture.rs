@@ -224,6 +224,9 @@ mod tests {
             headers: Vec::new(),
             encapsulated: false,
             frames: Vec::new(),
+            routing: None,
+            lease: None,
+            checks: Vec::new(),
             point: Some(point),
         }
     }

@@ -12,9 +12,12 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
+use super::facts::{HeldRoute, NextHop, Routing};
 use super::world::World;
 use crate::kernel::hooks::{self, Chain, Hook, LegacyTable, Rewrite};
-use crate::kernel::{Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, Route};
+use crate::kernel::{
+    Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, PolicyRule, Route,
+};
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
 
@@ -37,8 +40,8 @@ pub(super) struct Kernel {
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) bridge: Vec<BridgeEntry>,
     pub(super) chains: Vec<Chain>,
-    /// Priorities of policy rules that not every host has, of IPv4 and IPv6.
-    rules: (Vec<u32>, Vec<u32>),
+    /// Policy rules that not every host has, of IPv4 and IPv6.
+    rules: (Vec<PolicyRule>, Vec<PolicyRule>),
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
     pub(super) forwards: (bool, bool),
     /// Chains of IP see bridged frames too: `net.bridge.bridge-nf-call-iptables`, and `ip6tables`.
@@ -88,8 +91,8 @@ impl Kernel {
         })
     }
 
-    /// The priorities of policy rules beyond the standard ones, for the address's family.
-    pub(super) fn rules(&self, ip: IpAddr) -> &[u32] {
+    /// The policy rules beyond the standard ones, for the address's family.
+    pub(super) fn rules(&self, ip: IpAddr) -> &[PolicyRule] {
         if ip.is_ipv4() {
             &self.rules.0
         } else {
@@ -330,6 +333,44 @@ pub(super) fn candidates(routes: &[Route], dst: IpAddr) -> Vec<Candidate> {
     found
 }
 
+/// What was looked up and what won, for programs: in these routes, which stand as [`candidates`] has them.
+pub(super) fn routing(
+    kernel: &Kernel,
+    candidates: &[Candidate],
+    dst: IpAddr,
+    chosen: Option<&Route>,
+) -> Routing {
+    let is_chosen = |route: &Route| {
+        chosen.is_some_and(|chosen| (chosen.oif, chosen.via) == (route.oif, route.via))
+    };
+    let first = candidates.first().filter(|first| first.matches);
+    let first_wins = first.is_some_and(|first| is_chosen(&first.route));
+    let held = |(number, candidate): (usize, &Candidate)| HeldRoute {
+        prefix: candidate.route.dst,
+        and: candidate.masked,
+        matches: candidate.matches,
+        wins: number == 0 && first_wins,
+        device: candidate.route.oif.map(|oif| kernel.name(oif)),
+        via: candidate.route.via,
+        metric: candidate.route.metric,
+        forbids: candidate.route.refuses,
+    };
+    let winner = chosen.and_then(|route| {
+        let oif = route.oif?;
+        Some(NextHop {
+            device: kernel.name(oif),
+            via: route.via,
+            mtu: route.mtu.or(kernel.link(oif).map(|link| link.mtu)),
+        })
+    });
+    Routing {
+        destination: dst,
+        routes: candidates.iter().enumerate().map(held).collect(),
+        winner,
+        rules: kernel.rules(dst).iter().map(|rule| rule.priority).collect(),
+    }
+}
+
 /// Looks tables up, and keeps what it has read.
 pub(super) struct Looker<'a> {
     world: &'a World,
@@ -366,14 +407,15 @@ impl<'a> Looker<'a> {
         }
     }
 
-    /// The route that the kernel takes for a packet with this source that came in by `iif`, or is its own: `None` where there
-    /// are no policy rules that would look at these, or it does not say.
+    /// The route that the kernel takes for a packet with this source that came in by `iif`, or is its own, and bears this mark
+    /// or none: `None` where there are no policy rules that would look at these, or it does not say.
     pub(super) fn ruled(
         &mut self,
         place: usize,
         src: IpAddr,
         dst: IpAddr,
         iif: Option<u32>,
+        mark: Option<u32>,
     ) -> Result<Option<Option<Route>>> {
         let kernel = self.look(place)?;
         if kernel.rules(dst).is_empty() {
@@ -381,7 +423,7 @@ impl<'a> Looker<'a> {
         }
         let netlink = kernel.netlink.clone();
         Ok(
-            match self.runtime.block_on(netlink.route_of(src, dst, iif)) {
+            match self.runtime.block_on(netlink.route_of(src, dst, iif, mark)) {
                 Ok(route) => Some(route),
                 Err(error) => match error.errno() {
                     Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Some(None),

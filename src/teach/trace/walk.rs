@@ -25,10 +25,12 @@ use super::sight::Kind;
 use super::tables::{Counts, DEAF, Looker};
 use super::watch::Caught;
 use super::world::World;
+use crate::lab::state;
 pub(super) use rows::error_name;
 
 use super::{
-    EndName, Evidence, Leg, Loss, NO_ANSWER, Outcome, Probe, Row, Source, Step, Trace, VERSION,
+    EndName, Evidence, Leg, Loss, NO_ANSWER, NOBODY, Outcome, Probe, Row, Source, Step, Trace,
+    VERSION,
 };
 
 /// No way has more stations; a loop has.
@@ -174,7 +176,8 @@ pub(super) fn walk(
             name: world
                 .destination
                 .place
-                .map(|place| world.name(place).to_owned()),
+                .map(|place| world.name(place).to_owned())
+                .or_else(|| world.dead.clone()),
             ip: sent.dst,
         },
         spoofed: probe.spoof.is_some() && sent.untaken.is_none(),
@@ -418,6 +421,7 @@ impl Walk<'_> {
 
     /// It ends here, for this reason.
     fn lost(&mut self, place: usize, mut loss: Loss) -> State {
+        self.note_dead(&mut loss);
         if let Some(unbuilt) = self.world.unbuilt.as_ref().filter(|_| is_unbuilt(&loss)) {
             loss.advice = unbuilt.to_string();
         } else if self.is_silent(place) && ["no-daemon", "no-route"].contains(&loss.reason.as_str())
@@ -449,6 +453,27 @@ impl Walk<'_> {
         }
         self.loss.get_or_insert(loss);
         State::End(End::Lost(place))
+    }
+
+    /// Where the destination is a dead pod, nothing that looks for it finds it.
+    fn note_dead(&self, loss: &mut Loss) {
+        const KINDS: [&str; 3] = ["no-neighbour", "no-bridge", "unknown"];
+        let Some(pod) = self.world.dead.as_ref() else {
+            return;
+        };
+        if loss.leg != Leg::Request || !KINDS.contains(&loss.reason.as_str()) {
+            return;
+        }
+        "dead-pod".clone_into(&mut loss.reason);
+        loss.by = NOBODY;
+        loss.meaning = format!(
+            "{} is an address of {pod}, which is dead: all its processes have ended, and its network namespace and cable with them, so nobody here takes the packet",
+            self.packet.dst
+        );
+        loss.advice = match &self.world.lab {
+            Some(lab) => format!("`{}` builds it anew", state::command(lab, "revive")),
+            None => "start the pod again".to_owned(),
+        };
     }
 
     /// A daemon should run there, and does not.

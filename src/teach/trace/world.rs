@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 
 use super::tables::runtime;
 use crate::kernel::{NetNs, Netlink};
-use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, Stage};
-use crate::lab::{holder, state};
+use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, PodPlan, Stage};
+use crate::lab::{container, holder, state};
 
 /// What a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Place {
     pub namespace: NetNs,
     /// The control socket of the overlayd that runs there, or should.
     pub socket: Option<PathBuf>,
+    /// Of a lab's pod: which of its processes have ended, its holder or containers. What is left keeps the namespace.
+    pub ended: Vec<String>,
 }
 
 /// One end of a trace.
@@ -66,6 +68,8 @@ pub struct World {
     pub unbuilt: Option<Unbuilt>,
     /// Daemons should run at its nodes.
     pub daemons: bool,
+    /// The destination is a pod that is dead, with this name: no namespace of it is left.
+    pub dead: Option<String>,
 }
 
 /// What a lab is not built to yet.
@@ -138,22 +142,33 @@ impl World {
             role: Role::Underlay,
             namespace: lab.place("underlay")?,
             socket: None,
+            ended: Vec::new(),
         }];
+        let running = holder::processes(&lab.spec().name)?;
         for node in lab.nodes() {
             places.push(Place {
                 name: node.name.clone(),
                 role: Role::Node(node.number),
                 namespace: node.netns().clone(),
                 socket: Some(lab.socket(node.number)),
+                ended: Vec::new(),
             });
             places.extend(node.pods().iter().map(|pod| Place {
                 name: pod.place.clone(),
                 role: Role::Pod(node.number, pod.number),
                 namespace: pod.netns().clone(),
                 socket: None,
+                ended: container::ended(&pod.place, &running),
             }));
         }
         let find = |text: &str| lab_end(lab, &places, text, ipv6);
+        if let Some(pod) = dead(lab, names.source) {
+            bail!(
+                "{} is dead: all its processes have ended, and its network namespace with them, so nothing starts there (`{}` builds it anew)",
+                pod.place,
+                state::command(&lab.spec().name, "revive")
+            );
+        }
         let source = find(names.source)?;
         let Some(start) = source.place else {
             bail!(
@@ -162,21 +177,31 @@ impl World {
                 lab.spec().name
             );
         };
-        let destination = find(names.destination)?;
+        let dead = dead(lab, names.destination);
+        let destination = match &dead {
+            Some(pod) => End {
+                place: None,
+                ip: Some(dead_ip(pod, names.destination, ipv6)?),
+            },
+            None => find(names.destination)?,
+        };
         let spoofed = names.spoof.map(|ip| find(&ip.to_string())).transpose()?;
         let (name, stage) = (&lab.spec().name, lab.spec().stage);
         let named = match name.as_str() {
             DEFAULT_NAME => String::new(),
             name => format!(" --name {name}"),
         };
-        let wanted = wanted(
-            lab,
-            [places[start].role]
-                .into_iter()
-                .chain(destination.place.map(|place| places[place].role))
-                .collect(),
-            destination.ip,
+        let mut roles = vec![places[start].role];
+        let dead_role = dead
+            .as_ref()
+            .and_then(|pod| Some(Role::Pod(node_of(lab, pod)?, pod.number)));
+        roles.extend(
+            destination
+                .place
+                .map(|place| places[place].role)
+                .or(dead_role),
         );
+        let wanted = wanted(lab, &roles, destination.ip);
         let unbuilt = (stage < wanted).then(|| Unbuilt {
             stage,
             wanted,
@@ -186,6 +211,7 @@ impl World {
             lab: Some(name.clone()),
             unbuilt,
             daemons: lab.spec().runs_daemons(),
+            dead: dead.map(|pod| pod.place),
             source: End {
                 place: Some(start),
                 // A program on a node that names no source gets the one that the kernel takes.
@@ -241,6 +267,7 @@ impl World {
             role: Role::Host,
             namespace: NetNs::current()?,
             socket: Some(socket.to_owned()),
+            ended: Vec::new(),
         }];
         let runtime = runtime()?;
         runtime.block_on(add_guests(&mut places, &[from, to]))?;
@@ -262,6 +289,7 @@ impl World {
             lab: None,
             unbuilt: None,
             daemons: true,
+            dead: None,
             source: End {
                 place: Some(start),
                 ip: Some(from),
@@ -373,7 +401,7 @@ impl World {
 }
 
 /// To which stage a lab has to be built for a packet between these places to be answered.
-fn wanted(lab: &Lab, ends: Vec<Role>, dst: Option<IpAddr>) -> Stage {
+fn wanted(lab: &Lab, ends: &[Role], dst: Option<IpAddr>) -> Stage {
     let node = |number| lab.nodes().iter().find(|node| node.number == number);
     let is_public = |number: u8| {
         let ips = node(number).map(|node| {
@@ -393,7 +421,7 @@ fn wanted(lab: &Lab, ends: Vec<Role>, dst: Option<IpAddr>) -> Stage {
         });
         dst.is_some() && ips.into_iter().flatten().any(|ip| ip == dst)
     };
-    match ends[..] {
+    match *ends {
         [Role::Pod(from, one), Role::Pod(to, other)] if from == to => match one == other {
             true => Stage::Veth,
             false => Stage::Bridge,
@@ -407,11 +435,6 @@ fn wanted(lab: &Lab, ends: Vec<Role>, dst: Option<IpAddr>) -> Stage {
 }
 
 fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
-    if let Some(pod) = dead(lab, text) {
-        bail!(
-            "{pod} is dead: all its processes have ended, and its network namespace with them, so nothing starts or ends there; other pods can still be traced"
-        );
-    }
     let at = |role: Role| places.iter().position(|place| place.role == role);
     if let Ok(ip) = text.parse::<IpAddr>() {
         let holder = lab.nodes().iter().find_map(|node| {
@@ -450,21 +473,32 @@ fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
 }
 
 /// The pod of this name or address, if all its processes have ended.
-fn dead(lab: &Lab, text: &str) -> Option<String> {
+fn dead(lab: &Lab, text: &str) -> Option<PodPlan> {
     let ip: Option<IpAddr> = text.parse().ok();
-    let nodes = lab.nodes().iter();
-    let alive: Vec<&str> = nodes
-        .flat_map(|node| node.pods().iter().map(|pod| pod.place.as_str()))
-        .collect();
-    let plans = lab.spec().node_plans().into_iter();
-    let mut gone = plans
-        .flat_map(|node| node.pods)
-        .filter(|pod| !alive.contains(&pod.place.as_str()));
+    let mut gone = lab.nodes().iter().flat_map(Node::dead_pods);
     let meant = gone.find(|pod| {
         let v6 = pod.ipv6.map(IpAddr::from);
         pod.place == text || ip.is_some() && (ip == Some(pod.ip.into()) || ip == v6)
     });
-    meant.map(|pod| pod.place)
+    meant.cloned()
+}
+
+/// The address that a dead pod had: the one given, or that of its name.
+fn dead_ip(pod: &PodPlan, text: &str, ipv6: bool) -> Result<IpAddr> {
+    match text.parse() {
+        Ok(ip) => Ok(ip),
+        Err(_) if ipv6 => pod
+            .ipv6
+            .map(IpAddr::from)
+            .with_context(|| format!("{text} has no IPv6 address")),
+        Err(_) => Ok(pod.ip.into()),
+    }
+}
+
+fn node_of(lab: &Lab, pod: &PodPlan) -> Option<u8> {
+    let mut nodes = lab.nodes().iter();
+    let node = nodes.find(|node| node.dead_pods().any(|dead| dead.place == pod.place))?;
+    Some(node.number)
 }
 
 fn pod_ips(pod: &Pod) -> Vec<IpAddr> {
@@ -525,6 +559,7 @@ async fn add_guests(places: &mut Vec<Place>, ips: &[IpAddr]) -> Result<()> {
                 role: Role::Guest,
                 namespace,
                 socket: None,
+                ended: Vec::new(),
             });
         }
     }

@@ -6,6 +6,7 @@ use super::super::fate;
 use super::super::{Leg, Source, Step};
 use super::{End, Kind, State, Walk};
 use crate::kernel::hooks::{Hook, Rewrite};
+use crate::lab::state;
 
 impl Walk<'_> {
     /// IP has it: for this host, or to be forwarded?
@@ -111,6 +112,8 @@ impl Walk<'_> {
             }
             _ => (source, Vec::new()),
         };
+        let mut details = details;
+        details.extend(self.ended(place));
         let to_sender = self.world.source.place == Some(place);
         let told = format!(
             "delivered to {}, whose overlayd sent the datagram: but {} hears nothing of it, and waits in vain",
@@ -129,6 +132,19 @@ impl Walk<'_> {
         };
         self.derive(place, None, Step::Delivery, source, text, details);
         Ok(State::End(End::Delivered(place)))
+    }
+
+    /// Pings are answered by the kernel: that says nothing of the programs.
+    fn ended(&self, place: usize) -> Option<String> {
+        let ended = &self.world.places[place].ended;
+        let which = ended.join(", ");
+        let lab = self.world.lab.as_ref()?;
+        (!ended.is_empty() && self.packet.leg == Leg::Request).then(|| {
+            format!(
+                "of the pod's processes these have ended: {which}. What is left of it keeps the namespace, whose kernel answers pings, whatever runs there; `{}` starts them again",
+                state::command(lab, "revive")
+            )
+        })
     }
 
     /// Which counter says that ICMP got a packet of this leg's kind (proc_net(5), RFC 4293 section 5 and before).

@@ -7,13 +7,17 @@ use anyhow::Result;
 
 use super::super::explain;
 use super::super::fate;
-use super::super::tables::candidates;
+use super::super::tables::{candidates, routing};
 use super::super::{Source, Step};
 use super::{State, Walk};
+use crate::kernel::Route;
 use crate::kernel::hooks::{Hook, Rewrite};
 
 /// Said once.
 const TEACH_ROUTES: &str = "a route matches if the destination AND the route's mask give the route's network; of those that match, the longest mask wins";
+
+/// A policy rule's priority, the mark that it looks at, and the route of what bears that.
+type Marked = (u32, u32, Option<Route>);
 
 impl Walk<'_> {
     /// A program or the kernel of `place` sends: route, OUTPUT, POSTROUTING.
@@ -71,12 +75,14 @@ impl Walk<'_> {
         let iif = came
             .filter(|caught| caught.place == place && !caught.out)
             .map(|caught| caught.ifindex);
-        let ruled = self.looker.ruled(place, src, dst, iif)?;
+        let ruled = self.looker.ruled(place, src, dst, iif, None)?;
         let follows = ruled.is_some();
-        let chosen = match ruled {
+        let unmarked = match ruled {
             Some(route) => route,
             None => self.looker.route(place, dst)?,
         };
+        let marks = self.marks(place, src, dst, iif)?;
+        let (chosen, by_mark) = self.told_by_marks(place, unmarked, &marks);
         let length = self.last.map(|_| self.last_seen().1);
         let kernel = self.looker.look(place)?;
         if let Some(link) = kernel.owner(dst) {
@@ -97,20 +103,34 @@ impl Walk<'_> {
         }
         let all = candidates(&kernel.routes, dst);
         let mut details = explain::routes(kernel, &all, dst, chosen.as_ref());
+        let facts = routing(kernel, &all, dst, chosen.as_ref());
         if !std::mem::replace(&mut self.taught_routes, true) {
             details.insert(0, TEACH_ROUTES.to_owned());
         }
-        let rules: Vec<_> = kernel.rules(dst).iter().map(u32::to_string).collect();
+        let rules: Vec<_> = kernel
+            .rules(dst)
+            .iter()
+            .map(|rule| rule.priority.to_string())
+            .collect();
         if !rules.is_empty() {
             let how = match follows {
                 true => {
-                    "followed: the kernel itself was asked, for this source and device; of marks it was told nothing"
+                    "followed: the kernel itself was asked, for this source and device, without a mark"
                 }
                 false => "not followed",
             };
             details.push(format!(
                 "policy rules stand there beside the standard ones, of priority {} (`ip rule`): {how}",
                 rules.join(", ")
+            ));
+        }
+        for (rule, mark, route) in &marks {
+            let way = match route.as_ref().and_then(|route| route.oif) {
+                Some(oif) => format!("out by {}", kernel.name(oif)),
+                None => "nowhere".to_owned(),
+            };
+            details.push(format!(
+                "rule {rule} looks at marks: what bears {mark:#x} goes {way}. Netfilter sets marks, and no table tells whether it did"
             ));
         }
         let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
@@ -121,6 +141,7 @@ impl Walk<'_> {
                 None => format!("{what} to {dst}: there is none"),
             };
             self.derive(place, None, Step::Route, Source::Kernel, text, details);
+            self.amend(|row| row.routing = Some(facts));
             let cause = self.no_route(place)?;
             self.blame(place, Some(cause));
             return Ok(None);
@@ -140,10 +161,62 @@ impl Walk<'_> {
             .via
             .map(|via| format!(", next hop {via}"))
             .unwrap_or_default();
-        let text = format!("{what} to {dst}: out by {name}{via}{fits}");
+        let text = format!("{what} to {dst}: out by {name}{via}{by_mark}{fits}");
         let next = route.via.unwrap_or(dst);
         self.derive(place, None, Step::Route, Source::Kernel, text, details);
+        self.amend(|row| row.routing = Some(facts));
         Ok(Some((oif, next)))
+    }
+
+    /// Where packets with the marks that policy rules look at would go: priority, mark, route.
+    fn marks(
+        &mut self,
+        place: usize,
+        src: IpAddr,
+        dst: IpAddr,
+        iif: Option<u32>,
+    ) -> Result<Vec<Marked>> {
+        let rules = self.looker.look(place)?.rules(dst).to_vec();
+        let mut found = Vec::new();
+        for rule in rules {
+            if let Some(mark) = rule.mark {
+                let route = self.looker.ruled(place, src, dst, iif, Some(mark))?;
+                found.push((rule.priority, mark, route.flatten()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Which route it takes where rules look at marks: the one that leads to where it was seen next. And what to say of it.
+    fn told_by_marks(
+        &self,
+        place: usize,
+        unmarked: Option<Route>,
+        marks: &[Marked],
+    ) -> (Option<Route>, String) {
+        let leads = |route: &Option<Route>| route.as_ref().and_then(|route| route.oif);
+        let other = marks
+            .iter()
+            .find(|(.., route)| leads(route) != leads(&unmarked));
+        let Some((rule, ..)) = other else {
+            return (unmarked, String::new());
+        };
+        let next = self.earliest().map(|index| self.where_seen(index));
+        let seen = next.and_then(|(at, ifindex, out)| (at == place && out).then_some(ifindex));
+        if seen.is_some() && seen != leads(&unmarked) {
+            let by = marks.iter().find(|(.., route)| leads(route) == seen);
+            if let Some((rule, mark, route)) = by {
+                let said = format!(
+                    ", where it is seen next: netfilter has marked it {mark:#x}, for rule {rule}"
+                );
+                return (route.clone(), said);
+            }
+        }
+        let said = match seen {
+            Some(_) => String::new(),
+            None => format!(", unless netfilter has marked it: rule {rule} looks at marks"),
+        };
+        (unmarked, said)
     }
 
     /// TTL and length of the header that the kernel looks at, as they were last seen.

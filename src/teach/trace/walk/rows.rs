@@ -40,9 +40,19 @@ impl Walk<'_> {
             headers: Vec::new(),
             encapsulated: self.outer.is_some(),
             frames: Vec::new(),
+            routing: None,
+            lease: None,
+            checks: Vec::new(),
             point: self.point(place, device, step),
         };
         self.rows.push(row);
+    }
+
+    /// The last row, to say more of it.
+    pub(super) fn amend(&mut self, more: impl FnOnce(&mut Row)) {
+        if let Some(row) = self.rows.last_mut() {
+            more(row);
+        }
     }
 
     /// Looks for the packet at a device, and writes what was seen there. `false`: it was not.
@@ -129,6 +139,9 @@ impl Walk<'_> {
             encapsulated: sight.outer.is_some(),
             headers: sight.headers,
             frames,
+            routing: None,
+            lease: None,
+            checks: Vec::new(),
             point: self.point(place, Some(&name), Step::Device),
         };
         self.rows.push(row);
