@@ -1,5 +1,5 @@
 //! What somebody may have done to a lab: rewriting rules, rules at bridges and devices, cables unplugged, devices down, MTUs
-//! that differ, pods that are dead, stages not built. A trace names each, where it is, and the cure.
+//! that differ. A trace names each, where it is, and the cure.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,14 +12,14 @@ use super::{Up, details, err, out, overlayd, rows, step};
 
 impl Up {
     /// A trace that our own captures do not follow: they look into more places.
-    fn told(&self, rest: &[&str]) -> Value {
+    pub(crate) fn told(&self, rest: &[&str]) -> Value {
         let done = self.trace(&[rest, &["--json"]].concat());
         serde_json::from_slice(&done.stdout)
             .unwrap_or_else(|e| panic!("{rest:?}: {e}: {}", err(&done)))
     }
 
     /// Commands of a shell, each `PLACE: COMMAND`.
-    fn does(&self, commands: &[&str]) {
+    pub(crate) fn does(&self, commands: &[&str]) {
         for command in commands {
             let (place, command) = command.split_once(": ").unwrap();
             self.sh(&[place, "sh", "-c", command]);
@@ -27,7 +27,7 @@ impl Up {
     }
 
     /// What is broken, how it is mended, and what a trace says in between: leg, place, reason, words in meaning or advice.
-    fn breaks(
+    pub(crate) fn breaks(
         &self,
         broken: &[&str],
         mended: &[&str],
@@ -58,7 +58,7 @@ impl Up {
     }
 }
 
-const ACROSS: [&str; 2] = ["node1/pod1", "node2/pod1"];
+pub(crate) const ACROSS: [&str; 2] = ["node1/pod1", "node2/pod1"];
 
 fn rewrites(trace: &Value) -> Vec<String> {
     let rows = rows(trace).filter(|row| row["step"] == "rewrite");
@@ -504,165 +504,6 @@ fn overlayd_cuts_what_does_not_fit_the_path() {
     }
 }
 
-/// Kills these processes of the second pod of the second node, and waits until they are gone.
-fn kill_in_pod(lab: &Up, holder: bool) {
-    let status = overlayd(&["lab", "status", "--name", &lab.0, "--json"]);
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let pod = &status["nodes"][1]["pods"][1];
-    let containers = pod["containers"].as_array().unwrap().iter();
-    let mut pids: Vec<String> = containers
-        .filter(|container| !container["pid"].is_null())
-        .map(|container| container["pid"].to_string())
-        .collect();
-    if holder {
-        pids.push(pod["holder"].to_string());
-    }
-    let killed = Command::new("kill").arg("-9").args(&pids).status();
-    assert!(killed.unwrap().success());
-    let gone = Instant::now() + Duration::from_secs(20);
-    while pids
-        .iter()
-        .any(|pid| std::fs::metadata(format!("/proc/{pid}/exe")).is_ok())
-    {
-        assert!(Instant::now() < gone);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A pod whose programs have ended answers pings all the same; one that is dead is traced as far as anything leads there.
-#[test]
-fn pods_whose_processes_have_ended() {
-    let lab = Up::new("dead", &["--nodes", "2"]);
-    let revive = format!("`overlayd lab revive --name {}`", lab.0);
-    let ends = ["node1/pod1", "node2/pod2"];
-    kill_in_pod(&lab, false);
-    let trace = lab.answered(&ends);
-    let said = details(step(&trace, "request", "node2/pod2", "delivery"));
-    assert!(
-        said.contains("these have ended: web, echo") && said.contains(&revive),
-        "{said}"
-    );
-    let done = lab.trace(&[&ends[..], &["--svg", "-"]].concat());
-    assert!(out(&done).contains(">web, echo ended<"), "{}", out(&done));
-
-    kill_in_pod(&lab, true);
-    let done = lab.trace(&["node1/pod1", "node2/pod1", "--svg", "-"]);
-    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
-    for (from, to, place) in [
-        ("node1/pod1", "node2/pod2", "node2"),
-        ("node1/pod1", "10.244.2.3", "node2"),
-        ("node2/pod1", "node2/pod2", "node2/pod1"),
-    ] {
-        let trace = lab.told(&[from, to]);
-        let loss = &trace["loss"];
-        assert_eq!(
-            (&loss["place"], &loss["reason"]),
-            (&place.into(), &"dead-pod".into()),
-            "{to}: {loss:#}"
-        );
-        let meaning = loss["meaning"].as_str().unwrap();
-        assert!(
-            meaning.starts_with("10.244.2.3 is an address of node2/pod2, which is dead"),
-            "{meaning}"
-        );
-        assert!(loss["advice"].as_str().unwrap().starts_with(&revive));
-        assert_eq!(trace["destination"]["name"], "node2/pod2");
-    }
-    let done = lab.trace(&["10.244.2.3", "node1/pod1"]);
-    assert_eq!(done.status.code(), Some(1), "{}", out(&done));
-    assert!(err(&done).contains("node2/pod2 is dead"), "{}", err(&done));
-}
-
-#[test]
-fn a_stage_that_is_missing_is_named() {
-    let lab = Up::new("stage", &["--nodes", "2", "--stage", "isolated"]);
-    let next = format!("overlayd lab next --name {}", lab.0);
-    let done = lab.trace(&ACROSS);
-    assert_eq!(done.status.code(), Some(1));
-    let said = err(&done);
-    assert!(
-        said.contains("node1/pod1 does not have the address 10.244.1.2")
-            && said.contains("stage veth")
-            && said.contains(&next),
-        "{said}"
-    );
-    // What cures it is named, and how far that is, not only what comes next.
-    for cases in [
-        &[
-            (["node1/pod1", "node1/pod2"], "bridge", ""),
-            (["node1/pod1", "10.244.1.1"], "bridge", ""),
-            (
-                ["node1/pod1", "node1"],
-                "routed",
-                ", 2 times (bridge, routed)",
-            ),
-            (ACROSS, "overlay", ", 3 times (bridge, routed, overlay)"),
-        ][..],
-        &[
-            (["node1/pod1", "node1"], "routed", ""),
-            (ACROSS, "overlay", ", 2 times (routed, overlay)"),
-        ],
-        &[(ACROSS, "overlay", "")],
-    ] {
-        assert!(
-            overlayd(&["lab", "next", "--name", &lab.0])
-                .status
-                .success()
-        );
-        for (ends, stage, times) in cases {
-            let trace = lab.told(ends);
-            let advice = trace["loss"]["advice"].as_str().unwrap();
-            assert!(
-                advice.contains(&format!("stage {stage} brings"))
-                    && advice.ends_with(&format!("`{next} --explain`{times}")),
-                "{ends:?}: {advice}"
-            );
-            assert!(trace["unreachable"].as_array().unwrap().is_empty());
-        }
-        let done = lab.trace(&cases[0].0);
-        assert_eq!(done.status.code(), Some(5), "{}", err(&done));
-    }
-    assert!(
-        overlayd(&["lab", "next", "--name", &lab.0])
-            .status
-            .success()
-    );
-    assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
-}
-
-/// What was delivered and not answered is not lost on the way; and that it was delivered is counted.
-#[test]
-fn a_pod_that_answers_no_ping() {
-    let lab = Up::new("deaf", &["--nodes", "2"]);
-    for (six, key, counter) in [
-        (
-            &[][..],
-            "net.ipv4.icmp_echo_ignore_all",
-            ["Icmp.InEchos", "Icmp.InEchoReps"],
-        ),
-        (
-            &["-6"],
-            "net.ipv6.icmp.echo_ignore_all",
-            ["Icmp6InEchos", "Icmp6InEchoReplies"],
-        ),
-    ] {
-        let ends = [six, &ACROSS].concat();
-        let trace = lab.breaks(
-            &[&format!("node2/pod1: sysctl -w {key}=1")],
-            &[&format!("node2/pod1: sysctl -w {key}=0")],
-            &ends,
-            ["reply", "node2/pod1", "no-answer", &format!("{key} is 1")],
-        );
-        let delivered = step(&trace, "request", "node2/pod1", "delivery");
-        assert_eq!(delivered["evidence"], "observed");
-        assert!(details(delivered).contains(counter[0]), "{delivered:#}");
-        let trace = lab.told(&ends);
-        let delivered = step(&trace, "reply", "node1/pod1", "delivery");
-        assert_eq!(delivered["source"], "counter");
-        assert!(details(delivered).contains(counter[1]), "{delivered:#}");
-    }
-}
-
 /// A neighbour entry that lies leads the datagram to an uplink that does not take it.
 #[test]
 fn a_wrong_neighbour_of_the_underlay() {
@@ -754,90 +595,5 @@ fn legacy_iptables_are_named() {
             "filtered",
             "the legacy iptables table filter",
         ],
-    );
-}
-
-/// Routes that let nothing through are no rules of a filter, whatever error they answer with; and policy rules are followed.
-#[test]
-fn routes_that_forbid_and_policy_rules() {
-    let lab = Up::new("forbid", &["--nodes", "2"]);
-    for word in ["prohibit", "unreachable", "blackhole"] {
-        for place in ["node1", "node1/pod1"] {
-            let route = format!("{word} 10.244.2.2/32");
-            lab.breaks(
-                &[&format!("{place}: ip route add {route}")],
-                &[&format!("{place}: ip route del {route}")],
-                &ACROSS,
-                ["request", place, "no-route", &format!("`{route}` wins")],
-            );
-        }
-    }
-    lab.does(&[
-        "node1: ip route add 10.244.2.2/32 dev eth0 via 10.99.0.2 table 77",
-        "node1: ip rule add from 10.244.1.2 lookup 77 priority 100",
-    ]);
-    let trace = lab.told(&ACROSS);
-    let route = step(&trace, "request", "node1", "route");
-    assert!(
-        route["text"].as_str().unwrap().contains("out by eth0"),
-        "{route:#}"
-    );
-    let said = details(route);
-    assert!(
-        said.contains("of priority 100 (`ip rule`): followed")
-            && said.contains("the kernel decides otherwise"),
-        "{said}"
-    );
-}
-
-/// Marks that netfilter sets stand in no table: the way that the packet is seen to take tells, and without one both are named.
-#[test]
-fn rules_that_look_at_marks() {
-    let lab = Up::new("marks", &["--nodes", "2"]);
-    lab.does(&[
-        "node1: ip route add 10.244.2.2/32 dev eth0 via 10.99.0.2 table 77",
-        "node1: ip rule add fwmark 0x5 lookup 77 priority 100",
-        "node1: nft add table ip t",
-        "node1: nft 'add chain ip t pre { type filter hook prerouting priority -150; }'",
-    ]);
-    let route = |trace: &Value| {
-        let route = step(trace, "request", "node1", "route").clone();
-        assert_eq!(route["evidence"], "derived");
-        assert_eq!(route["routing"]["rules"], serde_json::json!([100]));
-        let said = details(&route);
-        assert!(
-            said.contains("rule 100 looks at marks: what bears 0x5 goes out by eth0"),
-            "{said}"
-        );
-        let text = route["text"].as_str().unwrap().to_owned();
-        (text, route["routing"].clone())
-    };
-    // Nothing marks it.
-    let (text, routing) = route(&lab.told(&ACROSS));
-    assert!(
-        text.contains("out by overlay0;") && routing["winner"]["device"] == "overlay0",
-        "{text}"
-    );
-    // Something does.
-    lab.does(&["node1: nft add rule ip t pre icmp type echo-request meta mark set 5"]);
-    let trace = lab.told(&ACROSS);
-    let (text, routing) = route(&trace);
-    assert!(
-        text.contains("out by eth0, next hop 10.99.0.2, where it is seen next: netfilter has marked it 0x5, for rule 100"),
-        "{text}"
-    );
-    assert_eq!(routing["winner"]["device"], "eth0");
-    let wins = routing["routes"].as_array().unwrap().iter();
-    assert!(wins.into_iter().all(|route| route["wins"] == false));
-    assert!(rows(&trace).all(|row| !row["text"].as_str().unwrap().contains("seen elsewhere")));
-    // It may, and is seen no more.
-    lab.does(&[
-        "node1: nft 'add chain ip t hold { type filter hook forward priority 0; }'",
-        "node1: nft add rule ip t hold icmp type echo-request counter drop",
-    ]);
-    let (text, _) = route(&lab.told(&ACROSS));
-    assert!(
-        text.contains("out by overlay0, unless netfilter has marked it: rule 100 looks at marks"),
-        "{text}"
     );
 }

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used)] // in helpers too: a test fails where it stands
 
 mod book;
+mod ends;
 mod eyes;
 mod faults;
+mod routes;
 mod words;
 
 use std::process::{Command, Output, Stdio};
