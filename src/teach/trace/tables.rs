@@ -21,8 +21,8 @@ use crate::kernel::{
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
 
-/// How long a daemon may take to answer. It needs less than a millisecond, unless it is stopped.
-pub(super) const PATIENCE: Duration = Duration::from_millis(750);
+/// How long a daemon may take to answer. It needs less than a millisecond, unless it is stopped, or the machine is busy.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
