@@ -354,12 +354,13 @@ impl<'a> Layout<'a> {
         let (Some(lower), Some(upper)) = (frame(lower), frame(upper)) else {
             return Vec::new();
         };
-        if node.node.tun.is_none() {
+        if node.node.tun.is_none() && node.node.daemon.is_none() {
             return Vec::new();
         }
         let left = lower.x + self.lane_x(lane);
         let right = node.frame.right() - BYPASS / 2.0 + self.sideways(lane) / 3.0;
-        let (below, above) = (lower.y - STEP / 2.0, upper.bottom() + STEP / 2.0);
+        // Above the words that stand between the boxes there.
+        let (below, above) = (lower.y - STEP / 2.0, upper.bottom() + 5.0);
         let mut corners = vec![(left, below), (right, below), (right, above), (left, above)];
         if !upward {
             corners.reverse();

@@ -354,13 +354,18 @@ fn what_passes_the_daemon_by_is_drawn_around_it() {
         marks: Vec::new(),
         ..Way::default()
     };
-    let picture = Picture {
-        topology: Topology::planned(&spec(1, 1)),
+    let mut topology = Topology::planned(&spec(1, 1));
+    let mut picture = Picture {
+        topology: topology.clone(),
         ways: vec![direct, back],
         notes: Vec::new(),
         ..Picture::default()
     };
-    let svg = picture.to_string();
+    let mut svg = picture.to_string();
+    // One that is off, and its device gone with it, is passed by as well.
+    topology.nodes[0].tun = None;
+    picture.topology = topology;
+    svg += &picture.to_string();
     let ways = svg.lines().filter(|line| line.contains("stroke-opacity"));
     for way in ways {
         let (_, points) = way.split_once("points=\"").unwrap();

@@ -232,11 +232,17 @@ mod tests {
     }
 
     fn points(rows: Vec<Row>) -> Vec<Point> {
+        let trace = trace(rows);
+        let rows: Vec<_> = trace.rows.iter().collect();
+        way(&trace, &rows, "").points
+    }
+
+    fn trace(rows: Vec<Row>) -> Trace {
         let end = || EndName {
             name: None,
             ip: [10, 244, 1, 2].into(),
         };
-        let trace = Trace {
+        Trace {
             version: 1,
             lab: None,
             source: end(),
@@ -252,9 +258,34 @@ mod tests {
             unreachable: Vec::new(),
             hanging: Vec::new(),
             restart: String::new(),
+        }
+    }
+
+    /// Each error is a packet of its own: two that go the same way are one line with the numbers of both, a third that goes
+    /// another way is another line.
+    #[test]
+    fn errors_are_not_joined_end_to_end() {
+        let node = 1;
+        let error = |device| {
+            [
+                row(Step::Send, Source::Kernel, None, Point::Kernel { node }),
+                row(Step::Device, Source::Capture, Some(Direction::Out), device),
+            ]
         };
-        let rows: Vec<_> = trace.rows.iter().collect();
-        way(&trace, &rows, "").points
+        let (eth, tun) = (Point::Eth { node }, Point::Tun { node });
+        let mut rows = [error(eth), error(eth), error(tun)].concat();
+        for (row, number) in rows.iter_mut().zip(1..) {
+            row.number = number;
+        }
+        let drawn = picture(&trace(rows), Topology::default()).ways;
+        let seen: Vec<_> = drawn
+            .iter()
+            .map(|way| {
+                let numbers: Vec<_> = way.marks.iter().map(|mark| mark.number).collect();
+                (way.points.len(), numbers, way.name.is_empty())
+            })
+            .collect();
+        assert_eq!(seen, [(2, vec![2, 4], false), (2, vec![6], true)]);
     }
 
     #[test]
