@@ -206,9 +206,14 @@ fn find_lab(args: &Args) -> Result<Option<Lab>> {
 
 fn exit(trace: &Trace) -> Exit {
     for node in &trace.unreachable {
-        tell!(
-            "overlayd: the overlayd of {node} does not answer: start it (`overlayd run`), and look into its log"
-        );
+        if trace.hanging.contains(node) {
+            tell!(
+                "overlayd: the overlayd of {node} runs, but does not answer: it hangs, or is stopped"
+            );
+        } else {
+            let restart = &trace.restart;
+            tell!("overlayd: the overlayd of {node} does not answer: {restart}");
+        }
     }
     match trace.outcome {
         Outcome::Answered => Exit::Ok,

@@ -40,7 +40,7 @@ pub use link::{Link, VxlanInfo, VxlanSpec};
 pub use neighbour::{BridgeEntry, Neighbour};
 pub use netns::NetNs;
 pub use queue::Queue;
-pub use route::{ROUTE_PROTOCOL, Route, RouteSpec, Way};
+pub use route::{PolicyRule, ROUTE_PROTOCOL, Route, RouteSpec, Way};
 pub use watch::Change;
 
 /// What was attempted on the host's network, and why it failed.

@@ -28,6 +28,15 @@ use super::{Error, Family, Link, Netlink, Result};
 /// `rt_protos`; the 82 is that of port 8285.
 pub const ROUTE_PROTOCOL: u8 = 82;
 
+/// A policy rule: it chooses the table that a packet is routed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Lower ones are looked at first.
+    pub priority: u32,
+    /// It looks at marks: at this one. Netfilter sets them, or the program that has the socket.
+    pub mark: Option<u32>,
+}
+
 /// A route to be added or removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteSpec {
@@ -247,8 +256,8 @@ impl Netlink {
         }
     }
 
-    /// The route the kernel would take for a packet from `src` to `dst` that came in by the device `iif`, or is our own: so
-    /// policy rules are followed, except those about marks.
+    /// The route the kernel would take for a packet from `src` to `dst` that came in by the device `iif`, or is our own, and
+    /// bears the `mark`, or none: so policy rules are followed.
     ///
     /// # Errors
     /// When the kernel refuses the question, which it also does where it would not take such a packet.
@@ -257,6 +266,7 @@ impl Netlink {
         src: IpAddr,
         dst: IpAddr,
         iif: Option<u32>,
+        mark: Option<u32>,
     ) -> Result<Option<Route>> {
         let mut question = match (src, dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -270,6 +280,7 @@ impl Netlink {
             _ => return Ok(None),
         };
         question.attributes.extend(iif.map(RouteAttribute::Iif));
+        question.attributes.extend(mark.map(RouteAttribute::Mark));
         let mut replies = std::pin::pin!(self.handle.route().get(question).execute());
         let answer = replies.try_next().await;
         let message = answer
@@ -280,11 +291,11 @@ impl Netlink {
             .filter(|route| route.unicast))
     }
 
-    /// The priorities of the policy rules beyond those that every host has (ip-rule(8)).
+    /// The policy rules beyond those that every host has (ip-rule(8)).
     ///
     /// # Errors
     /// When the kernel refuses the question, as one without policy rules does.
-    pub async fn policy_rules(&self, family: Family) -> Result<Vec<u32>> {
+    pub async fn policy_rules(&self, family: Family) -> Result<Vec<PolicyRule>> {
         let version = match family {
             Family::V4 => IpVersion::V4,
             Family::V6 => IpVersion::V6,
@@ -297,17 +308,22 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|e| Error::netlink("list policy rules", e))?;
-        let priorities = rules.iter().filter_map(|rule| {
+        let found = rules.iter().filter_map(|rule| {
             let priority = rule.attributes.iter().find_map(|a| match a {
                 RuleAttribute::Priority(priority) => Some(*priority),
+                _ => None,
+            });
+            let mark = rule.attributes.iter().find_map(|a| match a {
+                RuleAttribute::FwMark(mark) => Some(*mark),
                 _ => None,
             });
             let priority = priority.unwrap_or(0);
             // local, main, default
             let standard = [(0, 255), (32766, 254), (32767, 253)];
-            (!standard.contains(&(priority, rule.header.table))).then_some(priority)
+            let more = !standard.contains(&(priority, rule.header.table));
+            more.then_some(PolicyRule { priority, mark })
         });
-        Ok(priorities.collect())
+        Ok(found.collect())
     }
 
     /// The way that a packet from our address `from` to `to` takes, if it leaves through a device as it is: not

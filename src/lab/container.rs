@@ -39,6 +39,21 @@ pub enum Container {
     Echo,
 }
 
+/// Which of a pod's processes are not among those that run: its `holder`, its containers by name.
+pub fn ended(pod: &str, running: &[Process]) -> Vec<String> {
+    let gone = |place: &str| running.iter().all(|process| process.place != place);
+    let mut ended = Vec::new();
+    if gone(pod) {
+        ended.push("holder".to_owned());
+    }
+    for container in Container::ALL {
+        if gone(&format!("{pod}/{container}")) {
+            ended.push(container.to_string());
+        }
+    }
+    ended
+}
+
 impl Container {
     /// Those of every pod.
     pub const ALL: [Self; 2] = [Self::Web, Self::Echo];

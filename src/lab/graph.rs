@@ -147,6 +147,11 @@ pub enum Point {
         /// The node.
         node: u8,
     },
+    /// The underlay's end of a node's cable.
+    Port {
+        /// The node that it leads to.
+        node: u8,
+    },
     /// The underlay, between two nodes.
     Underlay,
 }
@@ -194,7 +199,8 @@ pub struct Way {
 pub struct Picture {
     /// What stands there.
     pub topology: Topology,
-    /// The way there, and the way back: two have lines of their own, solid and dashed. Further ones lie on these.
+    /// The way there, the way back, and what else there is: three have lines of their own, solid, dashed and dotted. Further
+    /// ones lie on the last.
     pub ways: Vec<Way>,
     /// What came of it, in a sentence to stand out.
     pub outcome: String,
@@ -218,7 +224,8 @@ impl Point {
             | Self::Kernel { node }
             | Self::Tun { node }
             | Self::Daemon { node }
-            | Self::Eth { node } => Some(node),
+            | Self::Eth { node }
+            | Self::Port { node } => Some(node),
             Self::Underlay => None,
         }
     }

@@ -193,7 +193,7 @@ impl Locked {
 }
 
 /// What to type for a command of `overlayd lab` that is about this lab.
-pub(super) fn command(lab: &str, command: &str) -> String {
+pub(crate) fn command(lab: &str, command: &str) -> String {
     if lab == super::topology::DEFAULT_NAME {
         format!("overlayd lab {command}")
     } else {

@@ -50,6 +50,14 @@ pub fn status(socket: &Path) -> Result<Value, AskError> {
     ask(socket, "status")
 }
 
+/// The status document of the daemon behind `socket`, if it takes no longer than `patience`.
+///
+/// # Errors
+/// If it cannot be reached, is too slow, or answers nonsense.
+pub fn status_within(socket: &Path, patience: Duration) -> Result<Value, AskError> {
+    ask_within(socket, "status", patience)
+}
+
 /// Where the daemon's tables lead a destination.
 ///
 /// # Errors
@@ -67,6 +75,10 @@ pub fn who(socket: &Path, destination: IpAddr) -> Result<Who, AskError> {
 /// # Errors
 /// If the daemon cannot be reached, or answers nonsense, or with an error.
 pub fn ask(socket: &Path, request: &str) -> Result<Value, AskError> {
+    ask_within(socket, request, PATIENCE)
+}
+
+fn ask_within(socket: &Path, request: &str, patience: Duration) -> Result<Value, AskError> {
     let broken = |why: String| AskError::Broken {
         path: socket.into(),
         why,
@@ -76,7 +88,7 @@ pub fn ask(socket: &Path, request: &str) -> Result<Value, AskError> {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::Unreachable(socket.into()),
         _ => broken(error.to_string()),
     })?;
-    let line = match exchange(stream, request) {
+    let line = match exchange(stream, request, patience) {
         // The daemon is no more: it ended between our call and its answer.
         Ok(line) if line.is_empty() => return Err(AskError::Unreachable(socket.into())),
         Err(error) if gone(&error) => return Err(AskError::Unreachable(socket.into())),
@@ -103,9 +115,9 @@ fn gone(error: &io::Error) -> bool {
     )
 }
 
-fn exchange(mut stream: UnixStream, request: &str) -> io::Result<String> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn exchange(mut stream: UnixStream, request: &str, patience: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;

@@ -84,10 +84,11 @@ fn killing_one_process_of_a_pod_leaves_address_and_sibling_alive() {
         pids[2]
     );
     end(pids[2]);
-    assert!(
-        !class.answers("node1/pod2", "10.244.1.2"),
-        "the last took it along"
-    );
+    // The kernel takes a namespace apart when it has time.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while class.answers("node1/pod2", "10.244.1.2") {
+        assert!(Instant::now() < deadline, "the last took it along");
+    }
 }
 
 /// Kills all processes of a pod.

@@ -1,5 +1,5 @@
 //! What somebody may have done to a lab: rewriting rules, rules at bridges and devices, cables unplugged, devices down, MTUs
-//! that differ, pods that are dead, stages not built. A trace names each, where it is, and the cure.
+//! that differ. A trace names each, where it is, and the cure.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,14 +12,14 @@ use super::{Up, details, err, out, overlayd, rows, step};
 
 impl Up {
     /// A trace that our own captures do not follow: they look into more places.
-    fn told(&self, rest: &[&str]) -> Value {
+    pub(crate) fn told(&self, rest: &[&str]) -> Value {
         let done = self.trace(&[rest, &["--json"]].concat());
         serde_json::from_slice(&done.stdout)
             .unwrap_or_else(|e| panic!("{rest:?}: {e}: {}", err(&done)))
     }
 
     /// Commands of a shell, each `PLACE: COMMAND`.
-    fn does(&self, commands: &[&str]) {
+    pub(crate) fn does(&self, commands: &[&str]) {
         for command in commands {
             let (place, command) = command.split_once(": ").unwrap();
             self.sh(&[place, "sh", "-c", command]);
@@ -27,7 +27,7 @@ impl Up {
     }
 
     /// What is broken, how it is mended, and what a trace says in between: leg, place, reason, words in meaning or advice.
-    fn breaks(
+    pub(crate) fn breaks(
         &self,
         broken: &[&str],
         mended: &[&str],
@@ -58,7 +58,7 @@ impl Up {
     }
 }
 
-const ACROSS: [&str; 2] = ["node1/pod1", "node2/pod1"];
+pub(crate) const ACROSS: [&str; 2] = ["node1/pod1", "node2/pod1"];
 
 fn rewrites(trace: &Value) -> Vec<String> {
     let rows = rows(trace).filter(|row| row["step"] == "rewrite");
@@ -379,6 +379,58 @@ fn fragments_are_told_apart_from_datagrams() {
     }
 }
 
+/// The scenario's narrow port takes some fragments and drops others: both ways it is that port which is named, and drawn.
+#[test]
+fn some_fragments_lost_at_a_narrow_port() {
+    let lab = Up::new("some", &["--nodes", "2", "--scenario", "mtu"]);
+    for (size, some) in [
+        ("1500", "1 of the 2 fragments is lost: 1494 bytes"),
+        ("3000", "2 of the 3 fragments are lost: 1494 bytes"),
+    ] {
+        let trace = lab.lost(
+            &["node1/pod1", "node2/pod1", "--size", size],
+            "underlay",
+            "too-big",
+            "kernel",
+        );
+        let loss = &trace["loss"];
+        let meaning = loss["meaning"].as_str().unwrap();
+        assert!(
+            meaning.starts_with(&format!("{some} are more than the MTU 1400 of port node2")),
+            "{meaning}"
+        );
+        assert_eq!(loss["device"], "node2");
+        let advice = loss["advice"].as_str().unwrap();
+        assert!(advice.contains("ip link set node2 mtu 1500"), "{advice}");
+        let trace = lab.lost(
+            &["node2/pod1", "node1/pod1", "--size", size],
+            "node2",
+            "too-big",
+            "kernel",
+        );
+        let loss = &trace["loss"];
+        let meaning = loss["meaning"].as_str().unwrap();
+        assert!(
+            meaning.starts_with(&format!(
+                "{some} are more than the MTU 1400 of node2 of underlay"
+            )),
+            "{meaning}"
+        );
+        assert_eq!(
+            (&loss["device"], &loss["evidence"]),
+            (&"eth0".into(), &"observed".into())
+        );
+    }
+    let done = lab.trace(&["node1/pod1", "node2/pod1", "--size", "1500", "--svg", "-"]);
+    // In the column of node2, beside the name of its port.
+    let x = |words: &str| {
+        let line = out(&done).lines().find(|line| line.contains(words));
+        let (_, x) = line.unwrap().split_once("x=\"").unwrap();
+        x.split('"').next().unwrap().to_owned()
+    };
+    assert_eq!(x(">✗ lost: too-big<"), x(">port node2  MTU 1400<"));
+}
+
 struct Running(Child);
 
 impl Drop for Running {
@@ -450,86 +502,6 @@ fn overlayd_cuts_what_does_not_fit_the_path() {
             "{made:#}"
         );
     }
-}
-
-#[test]
-fn a_dead_pod_matters_only_as_an_end() {
-    let lab = Up::new("dead", &["--nodes", "2"]);
-    let status = overlayd(&["lab", "status", "--name", &lab.0, "--json"]);
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let pod = &status["nodes"][1]["pods"][1];
-    let mut pids: Vec<String> = pod["containers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| c["pid"].to_string())
-        .collect();
-    pids.push(pod["holder"].to_string());
-    assert!(
-        Command::new("kill")
-            .arg("-9")
-            .args(&pids)
-            .status()
-            .unwrap()
-            .success()
-    );
-    let gone = Instant::now() + Duration::from_secs(20);
-    while pids
-        .iter()
-        .any(|pid| std::fs::metadata(format!("/proc/{pid}/exe")).is_ok())
-    {
-        assert!(Instant::now() < gone);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let done = lab.trace(&["node1/pod1", "node2/pod1", "--svg", "-"]);
-    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
-    for ends in [["node1/pod1", "node2/pod2"], ["10.244.2.3", "node1/pod1"]] {
-        let done = lab.trace(&ends);
-        assert_eq!(done.status.code(), Some(1), "{}", out(&done));
-        assert!(err(&done).contains("node2/pod2 is dead"), "{}", err(&done));
-    }
-}
-
-#[test]
-fn a_stage_that_is_missing_is_named() {
-    let lab = Up::new("stage", &["--nodes", "2", "--stage", "isolated"]);
-    let next = format!("overlayd lab next --name {}", lab.0);
-    let done = lab.trace(&ACROSS);
-    assert_eq!(done.status.code(), Some(1));
-    let said = err(&done);
-    assert!(
-        said.contains("node1/pod1 does not have the address 10.244.1.2")
-            && said.contains("stage veth")
-            && said.contains(&next),
-        "{said}"
-    );
-    for (stage, ends) in [
-        ("bridge", ["node1/pod1", "node1/pod2"]),
-        ("routed", ACROSS),
-        ("overlay", ACROSS),
-    ] {
-        assert!(
-            overlayd(&["lab", "next", "--name", &lab.0])
-                .status
-                .success()
-        );
-        let trace = lab.told(&ends);
-        let advice = trace["loss"]["advice"].as_str().unwrap();
-        assert!(
-            advice.contains(&format!("stage {stage} brings")) && advice.contains(&next),
-            "{advice}"
-        );
-        assert!(trace["unreachable"].as_array().unwrap().is_empty());
-        // What the stage has does work.
-        let done = lab.trace(&ends);
-        assert_eq!(done.status.code(), Some(5), "{}", err(&done));
-    }
-    assert!(
-        overlayd(&["lab", "next", "--name", &lab.0])
-            .status
-            .success()
-    );
-    assert_eq!(lab.told(&ACROSS)["outcome"], "answered");
 }
 
 /// A neighbour entry that lies leads the datagram to an uplink that does not take it.
@@ -623,38 +595,5 @@ fn legacy_iptables_are_named() {
             "filtered",
             "the legacy iptables table filter",
         ],
-    );
-}
-
-/// Routes that let nothing through are no rules of a filter, whatever error they answer with; and policy rules are followed.
-#[test]
-fn routes_that_forbid_and_policy_rules() {
-    let lab = Up::new("forbid", &["--nodes", "2"]);
-    for word in ["prohibit", "unreachable", "blackhole"] {
-        for place in ["node1", "node1/pod1"] {
-            let route = format!("{word} 10.244.2.2/32");
-            lab.breaks(
-                &[&format!("{place}: ip route add {route}")],
-                &[&format!("{place}: ip route del {route}")],
-                &ACROSS,
-                ["request", place, "no-route", &format!("`{route}` wins")],
-            );
-        }
-    }
-    lab.does(&[
-        "node1: ip route add 10.244.2.2/32 dev eth0 via 10.99.0.2 table 77",
-        "node1: ip rule add from 10.244.1.2 lookup 77 priority 100",
-    ]);
-    let trace = lab.told(&ACROSS);
-    let route = step(&trace, "request", "node1", "route");
-    assert!(
-        route["text"].as_str().unwrap().contains("out by eth0"),
-        "{route:#}"
-    );
-    let said = details(route);
-    assert!(
-        said.contains("of priority 100 (`ip rule`): followed")
-            && said.contains("the kernel decides otherwise"),
-        "{said}"
     );
 }

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used)] // in helpers too: a test fails where it stands
 
 mod book;
+mod ends;
 mod eyes;
 mod faults;
+mod routes;
 mod words;
 
 use std::process::{Command, Output, Stdio};
@@ -330,7 +332,10 @@ fn every_case(lab: &Up, overhead: [u64; 2], fits: [u64; 2]) {
             for (place, pod) in [("node1", "node1/pod1"), ("node2", "node2/pod1")] {
                 let trace = lab.lost(&with(&["--size", "3000"]), place, "too-big", "kernel");
                 let meaning = trace["loss"]["meaning"].as_str().unwrap();
-                assert!(meaning.starts_with("2 fragments lost: "), "{meaning}");
+                assert!(
+                    meaning.starts_with("2 of the 3 fragments are lost: "),
+                    "{meaning}"
+                );
                 assert!(rows(&trace).any(|r| r["leg"] == "error" && r["place"] == pod));
             }
         }

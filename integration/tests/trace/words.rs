@@ -2,8 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use overlayd::kernel::NetNs;
 use serde_json::Value;
 
 use super::{Up, err, out, overlayd, rows};
@@ -106,6 +110,7 @@ fn text_json_and_picture_say_the_same() {
         "rows",
         "unseen",
         "unreachable",
+        "hanging",
     ] {
         assert!(json.get(key).is_some(), "{key}");
     }
@@ -148,6 +153,63 @@ fn text_json_and_picture_say_the_same() {
             assert!(allowed.contains(&row[key].as_str().unwrap()), "{row:#}");
         }
     }
+    // What sentences say stands in fields too.
+    let row = |place: &str, step: &str, field: &str| {
+        let here = |row: &&Value| row["place"] == place && row["step"] == step;
+        let mut all = rows(&json).filter(here);
+        all.find(|row| !row[field].is_null() && row[field] != serde_json::json!([]))
+            .unwrap_or_else(|| panic!("{place} {step} {field}"))[field]
+            .clone()
+    };
+    let routing = row("node1", "route", "routing");
+    assert_eq!(
+        (&routing["destination"], &routing["winner"]),
+        (
+            &"10.244.2.2".into(),
+            &serde_json::json!({"device": "overlay0", "via": null, "mtu": 1450})
+        )
+    );
+    let held: Vec<_> = routing["routes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|route| {
+            let text = |key: &str| route[key].as_str().unwrap().to_owned();
+            (text("prefix"), text("and"), route["wins"] == true)
+        })
+        .collect();
+    for (prefix, and, wins) in [
+        ("10.244.0.0/16", "10.244.0.0", true),
+        ("10.244.1.0/24", "10.244.2.0", false),
+    ] {
+        let wanted = (prefix.to_owned(), and.to_owned(), wins);
+        assert!(held.contains(&wanted), "{held:?}");
+    }
+    let lease = row("node1", "lease", "lease");
+    assert_eq!(
+        (&lease["holder"], &lease["to"], &lease["mtu"]),
+        (&"peer".into(), &"10.99.0.2:8472".into(), &1450.into())
+    );
+    assert_eq!(
+        lease["leases"],
+        serde_json::json!([
+            {"subnet": "10.244.2.0/24", "at": ["10.99.0.2", "fd99::2"], "holds": true}
+        ])
+    );
+    let checks = row("node2", "receive", "checks");
+    let reasons: Vec<_> = checks.as_array().unwrap().iter().collect();
+    assert!(reasons.iter().all(|check| check["passed"] == true));
+    let reasons: Vec<_> = reasons.iter().map(|check| &check["reason"]).collect();
+    assert_eq!(
+        reasons,
+        [
+            "wrong-vni",
+            "unknown-peer",
+            "wrong-mac",
+            "inner-source",
+            "inner-destination"
+        ]
+    );
     // The frames can be taken apart by themselves.
     let hex = rows(&json)
         .find(|row| row["encapsulated"] == true && row["step"] == "device")
@@ -261,13 +323,92 @@ fn a_stopped_daemon_is_named() {
         }
         let done = lab.trace(&[from, to]);
         assert!(
-            err(&done).contains("the overlayd of node1 does not answer: start it"),
+            err(&done).contains("the overlayd of node1 does not answer: `overlayd lab revive"),
             "{}",
             err(&done)
         );
+        let advice = trace["loss"]["advice"].as_str().unwrap();
+        let revive = format!("`overlayd lab revive --name {}` starts it again", lab.0);
+        assert!(advice.contains(&revive), "{advice}");
     }
     // What needs no daemon arrives without one.
     assert_eq!(lab.watched(&["node1/pod1", "node1/pod2"]).1, 0);
+}
+
+/// A daemon that is stopped takes calls and answers none: that costs a moment, once, and is said.
+#[test]
+fn a_daemon_that_hangs_is_named() {
+    let lab = Up::new("hang", &["--nodes", "2"]);
+    let status = overlayd(&["lab", "status", "--name", &lab.0, "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let pid = status["nodes"][0]["daemon"].as_i64().unwrap();
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let begun = Instant::now();
+    let done = lab.trace(&["node1/pod1", "node2/pod1", "--json"]);
+    let took = begun.elapsed();
+    kill(pid, Signal::SIGCONT).unwrap();
+    let trace: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let loss = &trace["loss"];
+    assert_eq!(
+        (&loss["place"], &loss["reason"], done.status.code()),
+        (&"node1".into(), &"no-daemon".into(), Some(3))
+    );
+    let said = loss["meaning"].as_str().unwrap();
+    assert!(said.contains("runs, but gave no answer within"), "{said}");
+    assert_eq!(trace["hanging"][0], "node1");
+    assert!(err(&done).contains("node1 runs, but does not answer"));
+    // Its two questions used to wait for 5 s each.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// The lab goes while a trace waits for its answer: that is no loss of the packet's, and the trace ends.
+#[test]
+fn a_lab_taken_down_meanwhile_ends_the_trace() {
+    let lab = Up::new("gone", &["--nodes", "2"]);
+    let trace = Command::new(env!("CARGO_BIN_EXE_overlayd-under-test"))
+        .args(["trace", "--name", &lab.0, "node1/pod1", "10.244.2.77"])
+        .args(["--timeout", "30"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    let down = overlayd(&["lab", "down", "--name", &lab.0]);
+    assert!(down.status.success(), "{}", err(&down));
+    let ended = Instant::now();
+    let done = trace.wait_with_output().unwrap();
+    assert!(ended.elapsed() < Duration::from_secs(15), "it waited on");
+    assert_eq!(done.status.code(), Some(1), "{}", out(&done));
+    assert!(
+        err(&done).contains("was taken down during the trace") && out(&done).is_empty(),
+        "{}",
+        err(&done)
+    );
+    let named = NetNs::list_named().unwrap();
+    assert!(named.iter().all(|name| !name.starts_with(&lab.0)));
+}
+
+/// Columns stand where they stand, whether there are codes of colours before them or not.
+#[test]
+fn colours_move_no_column() {
+    let lab = Up::new("paint", &["--nodes", "1"]);
+    let ends = ["node1/pod1", "node1/pod2"];
+    let plain = lab.trace(&ends);
+    let painted = lab.trace(&[&ends[..], &["--color", "always"]].concat());
+    let mut bare = String::new();
+    for (number, part) in out(&painted).split('\x1b').enumerate() {
+        bare += match number {
+            0 => part,
+            _ => part.split_once('m').unwrap().1,
+        };
+    }
+    let headings = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.ends_with("TTL bytes"));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(headings(out(&plain)).len(), 2);
+    assert_eq!(headings(&bare), headings(out(&plain)));
 }
 
 #[test]
@@ -299,6 +440,16 @@ fn what_cannot_be_traced_is_said() {
             &["-6", "10.244.1.2", "10.244.2.2"],
             2,
             "10.244.1.2 is an IPv4 address",
+        ),
+        (
+            &["node1/pod1", "10.244.2.255"],
+            1,
+            "10.244.2.255 is the broadcast address of a network of node2",
+        ),
+        (
+            &["node1/pod1", "224.0.0.1"],
+            1,
+            "224.0.0.1 is a multicast address",
         ),
         (
             &["node1/pod1", "node2/pod1", "--size", "63"],

@@ -3,7 +3,7 @@
 
 use super::{Node, Part, Picture, Pod, Point};
 
-/// Width of a node.
+/// Width of a node with at most two ways.
 const NODE: f64 = 384.0;
 /// Between nodes, and around the whole.
 pub(super) const GAP: f64 = 18.0;
@@ -23,14 +23,16 @@ const NODE_HEAD: f64 = 30.0;
 pub(super) const LINE: f64 = 15.0;
 const BOX_HEAD: f64 = 26.0;
 const BOX_FOOT: f64 = 6.0;
-/// Even a pod without addresses has room for two lines beside it.
-const POD_LEAST: f64 = 66.0;
-/// Between the lines of two ways.
+/// Around the lines beside a pod: even one without addresses has room for them.
+const POD_MARGIN: f64 = 44.0;
+/// Between the lines of two ways. A third one makes nodes wider by it.
 const LANE: f64 = 36.0;
 /// Between them where they run sideways to a pod.
 const POD_LANE: f64 = 22.0;
+/// Between the line that goes up to a bridge and the one that goes down from there again.
+const TURN: f64 = 13.0;
 /// The ways that have lines of their own.
-pub(super) const LANES: usize = 2;
+pub(super) const LANES: usize = 3;
 
 pub(super) type Spot = (f64, f64);
 
@@ -87,6 +89,7 @@ pub(super) struct Layout<'a> {
     /// The underlay's lines: one per row of nodes, at these heights.
     pub buses: Vec<f64>,
     lanes: usize,
+    node_width: f64,
 }
 
 pub(super) fn number(count: usize) -> f64 {
@@ -103,19 +106,22 @@ impl<'a> Layout<'a> {
             4 => 2,
             _ => 3,
         };
+        let lanes = picture.ways.len().min(LANES);
+        let node_width = NODE + LANE * number(lanes.saturating_sub(2));
         let mut layout = Layout {
             nodes: Vec::new(),
-            width: GAP + number(across) * (NODE + GAP),
+            width: GAP + number(across) * (node_width + GAP),
             height: HEADLINE,
             buses: Vec::new(),
-            lanes: picture.ways.len().min(LANES),
+            lanes,
+            node_width,
         };
         for row in nodes.chunks(across).chain(strangers.chunks(across)) {
             let bus = layout.height + 24.0;
             let top = bus + DROP;
             let mut bottom = top;
             for (node, column) in row.iter().zip(0..) {
-                let x = GAP + number(column) * (NODE + GAP);
+                let x = GAP + number(column) * (node_width + GAP);
                 let placed = layout.node(node, x, top, bus);
                 bottom = bottom.max(placed.frame.bottom());
                 layout.nodes.push(placed);
@@ -147,7 +153,7 @@ impl<'a> Layout<'a> {
                 let frame = Frame {
                     x: x + INSET,
                     y,
-                    width: NODE - INSET - BYPASS,
+                    width: self.node_width - INSET - BYPASS,
                     height: box_height(part),
                 };
                 y = frame.bottom() + STEP;
@@ -161,8 +167,12 @@ impl<'a> Layout<'a> {
             let frame = Frame {
                 x: left,
                 y,
-                width: x + NODE - BYPASS - left,
-                height: pod.eth.as_ref().map_or(0.0, box_height).max(POD_LEAST),
+                width: x + self.node_width - BYPASS - left,
+                height: pod
+                    .eth
+                    .as_ref()
+                    .map_or(0.0, box_height)
+                    .max(self.pod_least()),
             };
             y = frame.bottom() + 10.0;
             pods.push(PlacedPod { pod, frame });
@@ -172,7 +182,7 @@ impl<'a> Layout<'a> {
             frame: Frame {
                 x,
                 y: top,
-                width: NODE,
+                width: self.node_width,
                 height: y + 4.0 - top,
             },
             bus,
@@ -189,11 +199,13 @@ impl<'a> Layout<'a> {
 
     /// The height of a way beside or above the middle of its line.
     fn sideways(&self, lane: usize) -> f64 {
-        if self.lanes < LANES {
-            0.0
-        } else {
-            POD_LANE * (number(lane.min(LANES - 1)) - 0.5)
-        }
+        let last = self.lanes.saturating_sub(1);
+        POD_LANE * (number(lane.min(last)) - number(last) / 2.0)
+    }
+
+    /// The least height of a pod's box.
+    fn pod_least(&self) -> f64 {
+        POD_MARGIN + POD_LANE * number(self.lanes.max(2) - 1)
     }
 
     /// Where the text of a box begins, right of its left edge: behind the marks.
@@ -214,8 +226,7 @@ impl<'a> Layout<'a> {
     pub(super) fn pod_clearance(&self) -> f64 {
         match self.lanes {
             0 => 4.0,
-            1 => 12.5,
-            _ => POD_LANE / 2.0 + 12.5,
+            lanes => POD_LANE * number(lanes - 1) / 2.0 + 12.5,
         }
     }
 
@@ -242,6 +253,7 @@ impl<'a> Layout<'a> {
                 };
                 Some((x, y))
             }
+            Point::Port { .. } => Some(self.on_bus(node, lane)),
             _ => {
                 let placed = node.boxes.iter().find(|placed| placed.point == point)?;
                 Some((placed.frame.x + self.lane_x(lane), placed.frame.middle()))
@@ -249,11 +261,25 @@ impl<'a> Layout<'a> {
         }
     }
 
+    /// Where a way comes from the underlay's line to a node.
+    fn on_bus(&self, node: &PlacedNode<'_>, lane: usize) -> Spot {
+        let x = node.frame.x + INSET + self.lane_x(lane);
+        (x, node.bus + self.sideways(lane) / 2.0)
+    }
+
+    /// The corners between two points of the underlay: around the nodes if these stand in different rows.
+    fn along_the_bus(&self, from: Spot, to: Spot, lane: usize) -> Vec<Spot> {
+        if (from.1 - to.1).abs() <= POD_LANE {
+            return Vec::new();
+        }
+        let x = GAP / 2.0 + self.sideways(lane) / 6.0;
+        vec![(x, from.1), (x, to.1)]
+    }
+
     /// The line of a way, and where its marks can be set.
     pub(super) fn line(&self, points: &[Point], lane: usize) -> (Vec<Spot>, Vec<(Point, Spot)>) {
         let mut line: Vec<Spot> = Vec::new();
         let mut spots = Vec::new();
-        let mut last: Option<Point> = None;
         let there = |point: &Point| *point == Point::Underlay || self.spot(*point, lane).is_some();
         let points: Vec<Point> = points.iter().copied().filter(there).collect();
         for (i, &point) in points.iter().enumerate() {
@@ -264,31 +290,28 @@ impl<'a> Layout<'a> {
                     spots.push((point, spot));
                 }
             } else if let Some(spot) = self.spot(point, lane) {
-                self.connect(last, point, spot, lane, &mut line);
+                self.connect(&points[..i], point, spot, lane, &mut line);
                 line.push(spot);
                 spots.push((point, spot));
             }
-            last = Some(point);
         }
         (line, spots)
     }
 
-    /// The corners between two points.
-    fn connect(
-        &self,
-        from: Option<Point>,
-        to: Point,
-        spot: Spot,
-        lane: usize,
-        line: &mut Vec<Spot>,
-    ) {
-        let (Some(from), Some(&(_, y))) = (from, line.last()) else {
+    /// The corners between the last of the points before and the next.
+    fn connect(&self, before: &[Point], to: Point, spot: Spot, lane: usize, line: &mut Vec<Spot>) {
+        let (Some(&from), Some(&(x, y))) = (before.last(), line.last()) else {
             return;
         };
         let Some(node) = self.node_of(to) else {
             return;
         };
         let lane_x = node.frame.x + INSET + self.lane_x(lane);
+        if let (Point::Port { .. }, Point::Port { .. }) = (from, to) {
+            let last = line.last().copied().unwrap_or(spot);
+            line.extend(self.along_the_bus(last, spot, lane));
+            return;
+        }
         let pod = |point| match point {
             Point::Pod { pod, .. } | Point::Veth { pod, .. } => Some(pod),
             _ => None,
@@ -297,6 +320,14 @@ impl<'a> Layout<'a> {
             (Some(from), Some(to)) if from == to => {}
             (Some(_), Some(_)) => line.extend([(lane_x, y), (lane_x, spot.1)]),
             (Some(_), None) => line.push((lane_x, y)),
+            // What came up here goes down beside that.
+            (None, Some(_))
+                if before
+                    .iter()
+                    .any(|p| pod(*p).is_some() && p.node() == to.node()) =>
+            {
+                line.extend([(x + TURN, y), (x + TURN, spot.1)]);
+            }
             (None, Some(_)) => line.push((lane_x, spot.1)),
             (None, None) => line.extend(self.past_the_daemon(node, from, to, lane)),
         }
@@ -323,12 +354,13 @@ impl<'a> Layout<'a> {
         let (Some(lower), Some(upper)) = (frame(lower), frame(upper)) else {
             return Vec::new();
         };
-        if node.node.tun.is_none() {
+        if node.node.tun.is_none() && node.node.daemon.is_none() {
             return Vec::new();
         }
         let left = lower.x + self.lane_x(lane);
         let right = node.frame.right() - BYPASS / 2.0 + self.sideways(lane) / 3.0;
-        let (below, above) = (lower.y - STEP / 2.0, upper.bottom() + STEP / 2.0);
+        // Above the words that stand between the boxes there.
+        let (below, above) = (lower.y - STEP / 2.0, upper.bottom() + 5.0);
         let mut corners = vec![(left, below), (right, below), (right, above), (left, above)];
         if !upward {
             corners.reverse();
@@ -344,11 +376,7 @@ impl<'a> Layout<'a> {
         lane: usize,
         line: &mut Vec<Spot>,
     ) -> Option<Spot> {
-        let end = |point: Point| {
-            let node = self.node_of(point)?;
-            let x = node.frame.x + INSET + self.lane_x(lane);
-            Some((x, node.bus + self.sideways(lane) / 2.0))
-        };
+        let end = |point: Point| Some(self.on_bus(self.node_of(point)?, lane));
         let (from, to) = (before.and_then(end), after.and_then(end));
         let (from, to) = match (from, to) {
             (Some(from), Some(to)) => (from, to),
@@ -357,15 +385,16 @@ impl<'a> Layout<'a> {
             (None, None) => return None,
         };
         line.push(from);
-        if (from.1 - to.1).abs() > POD_LANE {
-            let x = GAP / 2.0 + self.sideways(lane) / 6.0;
-            line.extend([(x, from.1), (x, to.1), to]);
-            return Some((f64::midpoint(from.0, x), from.1));
+        let corners = self.along_the_bus(from, to, lane);
+        if let [corner, _] = corners[..] {
+            line.extend(corners);
+            line.push(to);
+            return Some((f64::midpoint(from.0, corner.0), from.1));
         }
         line.push(to);
         // Counted from the left, whichever way it goes: marks of two ways never meet.
-        let third = if lane == 0 { 0.33 } else { 0.67 };
-        Some((from.0.min(to.0) + (to.0 - from.0).abs() * third, from.1))
+        let part = [0.33, 0.67, 0.5][lane.min(LANES - 1)];
+        Some((from.0.min(to.0) + (to.0 - from.0).abs() * part, from.1))
     }
 }
 

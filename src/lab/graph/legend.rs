@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::layout::{GAP, LANES, LINE, Layout, Spot, number};
-use super::svg::{ADVANCE, Anchor, Canvas, LOOKS, SIZE, SMALL, Text, wrap};
+use super::layout::{GAP, INSET, LINE, Layout, Spot, number};
+use super::svg::{ADVANCE, Anchor, Canvas, LOOKS, SIZE, SMALL, Text, lanes, wrap};
 use super::{Look, Picture, Point, Way};
 
 /// Of a warning.
@@ -55,6 +55,10 @@ impl Canvas {
                         )
                     })
                 }
+                (Point::Port { .. }, Some(node)) => {
+                    let x = node.frame.x + INSET + layout.text_x();
+                    Some((x, node.frame.y - 17.0, Anchor::Start))
+                }
                 (point, Some(node)) => {
                     let placed = node.boxes.iter().find(|placed| placed.point == point);
                     placed.map(|placed| {
@@ -88,7 +92,7 @@ impl Canvas {
 
     /// What the lines and marks mean, of those that occur.
     pub(super) fn legend(&mut self, picture: &Picture) {
-        let named = picture.ways.iter().zip((0..LANES).cycle());
+        let named = picture.ways.iter().zip(lanes());
         let named: Vec<_> = named.filter(|(way, _)| !way.name.is_empty()).collect();
         if named.is_empty() {
             return;

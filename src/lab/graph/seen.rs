@@ -1,13 +1,19 @@
 //! A running lab as its kernels and daemons describe it, whatever somebody has done to it since it was built.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Node, Part, Topology, lease, route};
 use crate::kernel::{Address, Link, NetNs, Netlink, Route};
+use crate::lab::container;
+use crate::lab::holder::{self, Process};
 use crate::lab::topology::{self, Lab, Scenario, on_runtime};
 use crate::observe::{client, status::Status};
 
+/// How long a daemon may take to say what it knows. One that hangs is drawn as one that is off.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// The scope of addresses that are good on one link only (RT_SCOPE_LINK, rtnetlink(7)).
 const SCOPE_LINK: u8 = 253;
 
@@ -68,6 +74,7 @@ impl Topology {
     pub fn seen(lab: &Lab) -> Result<Self> {
         let mut drawn = Self::planned(lab.spec());
         let underlay = lab.place("underlay")?;
+        let running = holder::processes(&lab.spec().name)?;
         on_runtime(|| async move {
             let found = Found::in_namespace(&underlay).await?;
             if let Some(part) = found.part(&drawn.underlay.name, &drawn.underlay.kind) {
@@ -84,7 +91,7 @@ impl Topology {
                     continue;
                 }
                 let there = lab.node(node.number)?;
-                see(node, there).await?;
+                see(node, there, &running).await?;
                 let instead = if spec.runs_daemons() {
                     "off"
                 } else {
@@ -122,7 +129,7 @@ fn off(part: Option<Part>, instead: &str) -> Option<Part> {
     })
 }
 
-async fn see(node: &mut Node, there: &topology::Node) -> Result<()> {
+async fn see(node: &mut Node, there: &topology::Node, running: &[Process]) -> Result<()> {
     let found = Found::in_namespace(there.netns()).await?;
     node.eth = found.part("eth0", "");
     node.bridge = found.part("cni0", "bridge");
@@ -146,13 +153,18 @@ async fn see(node: &mut Node, there: &topology::Node) -> Result<()> {
         pod.plugged =
             bridge.is_some() && found.link(&there.veth).and_then(|veth| veth.master) == bridge;
         pod.eth = Found::in_namespace(there.netns()).await?.part("eth0", "");
+        // Its address stays as long as one of its processes does.
+        let ended = container::ended(&there.place, running);
+        if let (Some(eth), false) = (&mut pod.eth, ended.is_empty()) {
+            eth.lines.push(format!("{} ended", ended.join(", ")));
+        }
     }
     Ok(())
 }
 
 /// The daemon as it answers; none answers where none is.
 fn daemon(lab: &Lab, node: &topology::Node) -> Result<Option<Part>> {
-    let Ok(answer) = client::status(&lab.socket(node.number)) else {
+    let Ok(answer) = client::status_within(&lab.socket(node.number), PATIENCE) else {
         return Ok(None);
     };
     let status: Status = serde_json::from_value(answer)?;

@@ -5,7 +5,7 @@ use std::fmt::{self, Formatter, Write as _};
 use super::layout::{
     Frame, GAP, INSET, LANES, LINE, Layout, Placed, PlacedNode, PlacedPod, Spot, number,
 };
-use super::{Look, Part, Picture, Point, Way};
+use super::{Look, Mark, Part, Picture, Point, Way};
 
 /// Of a line of text, in viewBox units.
 pub(super) const SIZE: f64 = 12.0;
@@ -15,8 +15,9 @@ pub(super) const ADVANCE: f64 = 0.602;
 /// The width of a page, in viewBox units, and in millimetres.
 const PAGE: f64 = 1224.0;
 const PAPER: f64 = 287.0;
-/// Solid and dashed, dark and a little less: two ways that can be told apart without colours.
-pub(super) const LOOKS: [(&str, &str); LANES] = [("#0050a0", ""), ("#b00020", "9 5")];
+/// Solid, dashed and dotted: ways that can be told apart without colours.
+pub(super) const LOOKS: [(&str, &str); LANES] =
+    [("#0050a0", ""), ("#b00020", "9 5"), ("#7a4b00", "1 7")];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Anchor {
@@ -50,7 +51,7 @@ pub(super) struct Canvas {
 pub(super) fn write(picture: &Picture, f: &mut Formatter<'_>) -> fmt::Result {
     let canvas = draw(picture);
     let (width, height) = (canvas.width, canvas.height);
-    let paper = PAPER * width / PAGE;
+    let paper = PAPER * width.min(PAGE) / PAGE;
     writeln!(
         f,
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{paper:.0}mm" font-family="DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, monospace" font-size="{SIZE}" fill="#000000">
@@ -109,7 +110,7 @@ pub(super) fn draw(picture: &Picture) -> Canvas {
     for node in &layout.nodes {
         canvas.node(&layout, node);
     }
-    for (way, lane) in picture.ways.iter().zip((0..LANES).cycle()) {
+    for (way, lane) in picture.ways.iter().zip(lanes()) {
         canvas.way(&layout, way, lane);
         canvas.tags(&layout, way);
     }
@@ -117,6 +118,28 @@ pub(super) fn draw(picture: &Picture) -> Canvas {
     canvas.outcome(&picture.outcome);
     canvas.notes(&picture.notes);
     canvas
+}
+
+/// The lane of each way: further ones lie on the last.
+pub(super) fn lanes() -> impl Iterator<Item = usize> {
+    (0..LANES).chain(std::iter::repeat(LANES - 1))
+}
+
+/// Half the width of a mark.
+fn half(label: &str) -> f64 {
+    (number(label.chars().count()) * 10.0 * ADVANCE / 2.0 + 4.0).max(9.0)
+}
+
+/// Where the mark of what was seen and that of a loss stand at one point, so that neither hides the other.
+fn apart(point: Point, (x, y): Spot, seen: &str, lost: &str) -> (Spot, Spot) {
+    let beside = half(seen) + half(lost) + 1.0;
+    match point {
+        // On the cable into the node; the loss at the port itself.
+        Point::Port { .. } => ((x, y + 20.0), (x, y)),
+        Point::Veth { .. } => ((x, y), (x - beside - 5.0, y)),
+        Point::Pod { .. } => ((x - 16.0, y), (x - 16.0 + beside, y)),
+        _ => ((x, y - 10.0), (x, y + 10.0)),
+    }
 }
 
 /// The text, shortened to what has room.
@@ -425,21 +448,32 @@ impl Canvas {
             if spots[..index].iter().any(|(earlier, _)| *earlier == point) {
                 continue;
             }
-            let marks: Vec<_> = way.marks.iter().filter(|mark| mark.at == point).collect();
-            let numbers: Vec<u16> = marks.iter().map(|mark| mark.number).collect();
-            let looks = marks.iter().map(|mark| mark.look);
+            let here = way.marks.iter().filter(|mark| mark.at == point);
+            let (lost, seen): (Vec<&Mark>, _) = here.partition(|mark| mark.look == Look::Lost);
+            let label = |marks: &[&Mark]| {
+                let numbers: Vec<_> = marks.iter().map(|mark| mark.number).collect();
+                joined(&numbers)
+            };
             // The strongest counts for all that stand together.
-            let look = [Look::Lost, Look::Seen, Look::Derived]
-                .into_iter()
-                .find(|look| looks.clone().any(|other| other == *look));
-            if let Some(look) = look {
-                self.mark(spot, &joined(&numbers), look, colour);
+            let look = match seen.iter().any(|mark| mark.look == Look::Seen) {
+                true => Look::Seen,
+                false => Look::Derived,
+            };
+            let (seen, lost) = (label(&seen), label(&lost));
+            let (beside, crossed) = match seen.is_empty() || lost.is_empty() {
+                true => (spot, spot),
+                false => apart(point, spot, &seen, &lost),
+            };
+            for (spot, label, look) in [(beside, seen, look), (crossed, lost, Look::Lost)] {
+                if !label.is_empty() {
+                    self.mark(spot, &label, look, colour);
+                }
             }
         }
     }
 
     pub(super) fn mark(&mut self, (x, y): Spot, label: &str, look: Look, colour: &str) {
-        let half = (number(label.chars().count()) * 10.0 * ADVANCE / 2.0 + 4.0).max(9.0);
+        let half = half(label);
         let (fill, ink) = match look {
             Look::Seen => (colour, "#ffffff"),
             Look::Derived => ("#ffffff", colour),

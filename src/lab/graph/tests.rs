@@ -146,34 +146,108 @@ fn the_legend_stays_on_the_page_however_small_the_lab() {
     }
 }
 
-#[test]
-fn marks_stand_on_their_way_and_do_not_hide_text() {
-    let picture = Picture {
-        topology: Topology::planned(&spec(3, 2)),
-        ways: vec![way((1, 1), (3, 2), 1), way((3, 2), (1, 1), 16)],
-        notes: Vec::new(),
-        ..Picture::default()
-    };
-    let svg = picture.to_string();
-    let texts = draw(&picture).texts;
-    let mut marks = 0;
-    for line in svg.lines().filter(|line| line.contains(r#"rx="9""#)) {
+/// Left, top, right and bottom of each mark, with what is written in it.
+fn marks(svg: &str) -> Vec<([f64; 4], String)> {
+    let lines = svg.lines().filter(|line| line.contains(r#"rx="9""#));
+    let read = |line: &str| {
         let value = |name: &str| -> f64 {
             let (_, rest) = line.split_once(&format!("{name}=\"")).unwrap();
             rest.split('"').next().unwrap().parse().unwrap()
         };
         let (left, top) = (value("<rect x"), value(" y"));
-        let (right, bottom) = (left + value(" width"), top + value(" height"));
-        for text in &texts {
-            let [left2, top2, right2, bottom2] = bounds(text);
-            assert!(
-                right <= left2 || right2 <= left || bottom <= top2 || bottom2 <= top,
-                "{line} hides {text:?}"
-            );
+        let label = line.strip_suffix("</text>").unwrap();
+        let label = label.rsplit('>').next().unwrap().to_owned();
+        let corner = (left + value(" width"), top + value(" height"));
+        ([left, top, corner.0, corner.1], label)
+    };
+    lines.map(read).collect()
+}
+
+fn are_apart(a: [f64; 4], b: [f64; 4]) -> bool {
+    a[2] <= b[0] || b[2] <= a[0] || a[3] <= b[1] || b[3] <= a[1]
+}
+
+#[test]
+fn marks_stand_on_their_way_and_hide_neither_text_nor_each_other() {
+    for count in [2, 3] {
+        let ways = [
+            way((1, 1), (3, 2), 1),
+            way((3, 2), (1, 1), 16),
+            way((2, 1), (1, 1), 31),
+        ];
+        let picture = Picture {
+            topology: Topology::planned(&spec(3, 2)),
+            ways: ways[..count].to_vec(),
+            ..Picture::default()
+        };
+        let texts = draw(&picture).texts;
+        let marks = marks(&picture.to_string());
+        assert_eq!(marks.len(), 15 * count, "one per point of each way");
+        for (number, (mark, label)) in marks.iter().enumerate() {
+            let hidden = texts.iter().find(|text| !are_apart(*mark, bounds(text)));
+            assert!(hidden.is_none(), "{label} hides {hidden:?}");
+            for (other, hidden) in &marks[..number] {
+                assert!(are_apart(*mark, *other), "{label} hides {hidden}");
+            }
         }
-        marks += 1;
     }
-    assert_eq!(marks, 30, "one per point of each way");
+}
+
+/// A port, the two ends of a pod's cable, a box: what was seen there and what was lost there are two marks.
+#[test]
+fn a_loss_has_a_mark_of_its_own() {
+    let (node, pod) = (2, 1);
+    for at in [
+        Point::Port { node },
+        Point::Pod { node, pod },
+        Point::Veth { node, pod },
+        Point::Eth { node },
+    ] {
+        let mark = |number, look| Mark { at, number, look };
+        let lost = Way {
+            points: vec![Point::Eth { node: 1 }, Point::Port { node: 1 }, at],
+            marks: vec![
+                mark(7, Look::Seen),
+                mark(8, Look::Lost),
+                mark(9, Look::Derived),
+            ],
+            tags: vec![(at, "lost: too-big".into())],
+            ..Way::default()
+        };
+        let picture = Picture {
+            topology: Topology::planned(&spec(2, 1)),
+            ways: vec![lost],
+            ..Picture::default()
+        };
+        let marks = marks(&picture.to_string());
+        let labels: Vec<_> = marks.iter().map(|(_, label)| label.as_str()).collect();
+        assert_eq!(labels, ["7,9", "8"], "{at:?}");
+        assert!(are_apart(marks[0].0, marks[1].0), "{at:?}: {marks:?}");
+        assert_readable(&draw(&picture), &format!("{at:?}"));
+    }
+}
+
+/// Between two pods of one node: the line down from the bridge does not lie on the one up.
+#[test]
+fn a_way_that_turns_at_a_bridge_is_two_lines() {
+    let picture = Picture {
+        topology: Topology::planned(&spec(1, 2)),
+        ways: vec![way((1, 1), (1, 2), 1)],
+        ..Picture::default()
+    };
+    let turned = Way {
+        points: vec![
+            Point::Veth { node: 1, pod: 1 },
+            Point::Bridge { node: 1 },
+            Point::Veth { node: 1, pod: 2 },
+        ],
+        ..Way::default()
+    };
+    let layout = super::layout::Layout::of(&picture);
+    let (line, _) = layout.line(&turned.points, 0);
+    let upright = line.windows(2).filter(|pair| pair[0].0 == pair[1].0);
+    let at: Vec<_> = upright.map(|pair| pair[0].0).collect();
+    assert!(at.len() == 2 && at[0] != at[1], "{line:?}");
 }
 
 #[test]
@@ -280,13 +354,18 @@ fn what_passes_the_daemon_by_is_drawn_around_it() {
         marks: Vec::new(),
         ..Way::default()
     };
-    let picture = Picture {
-        topology: Topology::planned(&spec(1, 1)),
+    let mut topology = Topology::planned(&spec(1, 1));
+    let mut picture = Picture {
+        topology: topology.clone(),
         ways: vec![direct, back],
         notes: Vec::new(),
         ..Picture::default()
     };
-    let svg = picture.to_string();
+    let mut svg = picture.to_string();
+    // One that is off, and its device gone with it, is passed by as well.
+    topology.nodes[0].tun = None;
+    picture.topology = topology;
+    svg += &picture.to_string();
     let ways = svg.lines().filter(|line| line.contains("stroke-opacity"));
     for way in ways {
         let (_, points) = way.split_once("points=\"").unwrap();

@@ -1,17 +1,24 @@
 //! Why a packet was lost: the daemon's drop counters, netfilter's rules, ICMP errors, the kernel's counters, in this order
 //! of certainty. What none of them shows is said to be unknown.
 
-use std::io;
+mod chains;
+mod known;
+
 use std::net::IpAddr;
 
-use super::explain;
 use super::sight::Kind;
 use super::tables::Counts;
 use super::walk::error_name;
 use super::watch::Caught;
 use super::{Evidence, Leg, Loss, NOBODY};
 use crate::datapath::DropReason;
-use crate::kernel::hooks::{Hook, LegacyTable};
+use crate::kernel::hooks::Hook;
+use chains::{by_chain, by_legacy};
+
+pub(super) use chains::{dropped_by_chains, legacy};
+pub(super) use known::{
+    hanging_daemon, no_reader, not_forwarding, refused, silent_daemon, unanswered,
+};
 
 /// At which part of a kernel a hook is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +49,8 @@ pub(super) struct Cause {
     pub(super) advice: String,
     /// Whose count of drops would confirm it.
     pub(super) device: Option<String>,
+    /// By which device of the place the packet should have gone, where that is known.
+    pub(super) at: Option<String>,
 }
 
 /// What the packet passed since it was last seen.
@@ -63,10 +72,22 @@ pub(super) struct Case<'a> {
     pub(super) place: usize,
     pub(super) name: &'a str,
     pub(super) leg: Leg,
+    /// It is about several fragments of it.
+    pub(super) many: bool,
     pub(super) passed: &'a Passed,
     pub(super) before: &'a Counts,
     pub(super) after: &'a Counts,
     pub(super) caught: &'a [Caught],
+}
+
+impl Case<'_> {
+    fn it(&self) -> &'static str {
+        if self.many { "them" } else { "it" }
+    }
+
+    fn it_was(&self) -> &'static str {
+        if self.many { "they were" } else { "it was" }
+    }
 }
 
 /// Counters of the kernel that tell of a loss (net/ipv4/proc.c, net/ipv6/proc.c): name, reason, meaning, advice.
@@ -156,10 +177,15 @@ pub(super) fn why(case: &Case<'_>) -> Loss {
         .unwrap_or_else(|| Loss {
             leg: case.leg,
             place: case.name.to_owned(),
+            device: None,
             reason: "unknown".into(),
             by: NOBODY,
             evidence: Evidence::Derived,
-            meaning: "it was seen no more, and nothing that is looked at tells of it".into(),
+            meaning: format!(
+                "{} seen no more, and nothing that is looked at tells of {}",
+                case.it_was(),
+                case.it()
+            ),
             advice: "capture around this place (tcpdump), and look at `nstat` and at BPF programs there (`bpftool net`)".into(),
         })
 }
@@ -173,6 +199,7 @@ fn by_daemon(case: &Case<'_>) -> Option<Loss> {
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: None,
         reason: reason.name().into(),
         by: "overlayd",
         evidence: Evidence::Observed,
@@ -193,118 +220,6 @@ pub(super) fn daemon_drop(
         .filter(|reason| **reason != DropReason::NotUnicast);
     let rose = |reason: &&DropReason| after.drop_rise(before, direction, reason.name()) > 0;
     reasons.find(rose).copied()
-}
-
-/// The chain or rule, among those passed, that dropped: one whose counter rose, or, if `counted` is false, one that may.
-fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
-    let (what, sure) = dropped_by_chains(case.place, case.passed, case.before, case.after)?;
-    if counted && !sure {
-        return None;
-    }
-    let rejected = case
-        .caught
-        .iter()
-        .any(|caught| matches!(caught.sight.kind, Kind::Error(..)));
-    let how = if sure {
-        format!("{what} dropped it, as its counter says")
-    } else if let Some((tables, _)) = legacy(case.place, case.passed, case.after) {
-        format!("{what} may have dropped it, or a rule of {tables}, which cannot be seen")
-    } else {
-        format!("{what} is all that stands between where it was seen last and where it was not")
-    };
-    Some(Loss {
-        leg: case.leg,
-        place: case.name.to_owned(),
-        reason: "filtered".into(),
-        by: "kernel",
-        evidence: if sure {
-            Evidence::Observed
-        } else {
-            Evidence::Derived
-        },
-        meaning: if rejected && sure {
-            format!("{how}, and told the sender")
-        } else {
-            how
-        },
-        advice: if sure {
-            format!(
-                "`nft -a list ruleset`, in {}, shows the rule; accept the packet before it",
-                case.name
-            )
-        } else {
-            format!(
-                "`nft -a list ruleset`, in {}; a `counter` in the rule would make it sure; accept the packet before it",
-                case.name
-            )
-        },
-    })
-}
-
-/// Among the chains passed: what dropped the packet, and whether a counter says so.
-pub(super) fn dropped_by_chains(
-    place: usize,
-    passed: &Passed,
-    before: &Counts,
-    after: &Counts,
-) -> Option<(String, bool)> {
-    let mut suspect = None;
-    for passage in passed.hooks.iter().filter(|hook| hook.place == place) {
-        let chains = after.chains.iter();
-        for chain in chains.filter(|chain| explain::sees(chain, passage)) {
-            let name = explain::chain_name(chain);
-            for rule in chain.rules.iter().filter(|rule| rule.drops) {
-                let text = explain::rule_name(chain, rule);
-                if after.rule_rise(before, chain, rule.handle) > 0 {
-                    return Some((text, true));
-                }
-                // One that counts, and did not, is innocent.
-                if rule.packets.is_none() {
-                    suspect.get_or_insert((text, false));
-                }
-            }
-            if chain.drops {
-                suspect.get_or_insert((format!("the policy drop of {name}"), false));
-            }
-        }
-    }
-    suspect
-}
-
-/// The tables of legacy iptables, among those passed, that may have dropped the packet; and the command that shows them.
-pub(super) fn legacy(
-    place: usize,
-    passed: &Passed,
-    counts: &Counts,
-) -> Option<(String, &'static str)> {
-    let mut found = Vec::new();
-    for passage in passed.hooks.iter().filter(|hook| hook.place == place) {
-        if let Layer::Ip { v6 } | Layer::BridgedIp { v6 } = passage.layer {
-            found.extend(counts.legacy_at(v6, &[passage.hook]));
-        }
-    }
-    found.retain(|table| table.may_drop());
-    let command = found.first()?.command();
-    Some((explain::legacy_names(&found), command))
-}
-
-/// Tables that cannot be read, where nothing else tells of the loss.
-fn by_legacy(case: &Case<'_>) -> Option<Loss> {
-    let (tables, command) = legacy(case.place, case.passed, case.after)?;
-    Some(Loss {
-        leg: case.leg,
-        place: case.name.to_owned(),
-        reason: "filtered".into(),
-        by: "kernel",
-        evidence: Evidence::Derived,
-        meaning: format!(
-            "most likely by a rule of {tables}: these stand between where it was seen last and where it was not, and their rules cannot be seen"
-        ),
-        advice: format!(
-            "`{command} -c`, in {}, shows the rules and their counters; accept the packet there",
-            case.name
-        ),
-    })
 }
 
 /// An ICMP error that this place sent.
@@ -366,6 +281,7 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         return Some(Loss {
             leg: case.leg,
             place: case.name.to_owned(),
+            device: None,
             reason: cause.reason.into(),
             by: "kernel",
             evidence: Evidence::Observed,
@@ -379,6 +295,7 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: None,
         reason: reason.into(),
         by: "kernel",
         evidence: Evidence::Observed,
@@ -400,6 +317,7 @@ fn by_cause(case: &Case<'_>, among: &[&str]) -> Option<Loss> {
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: cause.at.clone(),
         reason: cause.reason.into(),
         by: "kernel",
         evidence: match counted {
@@ -432,11 +350,12 @@ fn by_queue(case: &Case<'_>) -> Option<Loss> {
         let kind = case.after.queue_that_dropped(case.before, name)?;
         Some((name, kind))
     })?;
+    let it = case.it();
     let filters = matches!(kind, "clsact" | "ingress");
     let (reason, meaning, advice) = if filters {
         (
             "filtered",
-            format!("a tc filter at {device} dropped it, as the counter of its {kind} hook says"),
+            format!("a tc filter at {device} dropped {it}, as the counter of its {kind} hook says"),
             format!(
                 "`tc filter show dev {device} ingress` and `egress`, in {}",
                 case.name
@@ -445,7 +364,7 @@ fn by_queue(case: &Case<'_>) -> Option<Loss> {
     } else {
         (
             "queue-drop",
-            format!("the queue of {device} ({kind}) dropped it, as its counter says"),
+            format!("the queue of {device} ({kind}) dropped {it}, as its counter says"),
             format!(
                 "`tc -s qdisc show dev {device}`, in {}: is it too short, or made to lose packets (netem)?",
                 case.name
@@ -455,6 +374,7 @@ fn by_queue(case: &Case<'_>) -> Option<Loss> {
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: Some(device.to_owned()),
         reason: reason.into(),
         by: "kernel",
         evidence: Evidence::Observed,
@@ -470,6 +390,7 @@ fn by_device(case: &Case<'_>) -> Option<Loss> {
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: Some(device.to_owned()),
         reason: "device-drop".into(),
         by: "kernel",
         evidence: Evidence::Observed,
@@ -487,6 +408,7 @@ fn by_counter(case: &Case<'_>) -> Option<Loss> {
     Some(Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: None,
         reason: (*reason).into(),
         by: "kernel",
         evidence: Evidence::Observed,
@@ -500,6 +422,7 @@ fn by_neighbour(case: &Case<'_>) -> Option<Loss> {
     (place == case.place).then(|| Loss {
         leg: case.leg,
         place: case.name.to_owned(),
+        device: None,
         reason: "no-neighbour".into(),
         by: "kernel",
         evidence: Evidence::Derived,
@@ -508,131 +431,6 @@ fn by_neighbour(case: &Case<'_>) -> Option<Loss> {
         ),
         advice: format!("is the pod with {next} there, and up? See `ip neighbour`, `bridge link`"),
     })
-}
-
-/// The sender's own kernel would not take it.
-pub(super) fn refused(
-    place: &str,
-    leg: Leg,
-    error: &io::Error,
-    mtu: Option<u32>,
-    device: &str,
-    cause: Option<Cause>,
-    legacy: &[&LegacyTable],
-) -> Loss {
-    if let Some(cause) = cause {
-        return Loss {
-            leg,
-            place: place.to_owned(),
-            reason: cause.reason.into(),
-            by: "kernel",
-            evidence: Evidence::Observed,
-            meaning: cause.meaning,
-            advice: cause.advice,
-        };
-    }
-    let (reason, meaning, advice) = match error.raw_os_error() {
-        Some(libc::EMSGSIZE) => (
-            "too-big",
-            match mtu {
-                Some(mtu) => format!(
-                    "the sender's own kernel refuses it: more than the MTU {mtu} of {device}, and it may not be fragmented"
-                ),
-                None => "the sender's own kernel refuses it: too big, and it may not be fragmented"
-                    .to_owned(),
-            },
-            "send smaller packets, or without --df",
-        ),
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => (
-            "no-route",
-            "the sender's own kernel has no route to the destination".to_owned(),
-            "`ip route`, there: is the link up, is there a default route?",
-        ),
-        Some(libc::EPERM) => (
-            "filtered",
-            "the sender's own kernel refuses it: a rule at the hook output drops it".to_owned(),
-            "`nft list ruleset`, there",
-        ),
-        _ => (
-            "refused",
-            format!("the sender's own kernel refuses it: {error}"),
-            "see what the error says",
-        ),
-    };
-    let mut advice = advice.to_owned();
-    if let ("filtered", [first, ..]) = (reason, legacy) {
-        let names = explain::legacy_names(legacy);
-        advice += &format!(
-            "; or a rule of {names}, which cannot be seen: `{} -c`, there",
-            first.command()
-        );
-    }
-    Loss {
-        leg,
-        place: place.to_owned(),
-        reason: reason.into(),
-        by: "kernel",
-        evidence: Evidence::Observed,
-        meaning,
-        advice,
-    }
-}
-
-/// A host that does not forward got somebody else's packet.
-pub(super) fn not_forwarding(place: &str, leg: Leg, dst: IpAddr) -> Loss {
-    let key = if dst.is_ipv4() {
-        "net.ipv4.ip_forward"
-    } else {
-        "net.ipv6.conf.all.forwarding"
-    };
-    Loss {
-        leg,
-        place: place.to_owned(),
-        reason: "not-forwarding".into(),
-        by: "kernel",
-        evidence: Evidence::Derived,
-        meaning: format!(
-            "the packet is for {dst}, which is not here, and {key} is 0: this place forwards nothing"
-        ),
-        advice: format!("on a node: `sysctl -w {key}=1`; on a pod: why did it get this packet?"),
-    }
-}
-
-/// A TUN device that nobody reads.
-pub(super) fn no_reader(place: &str, leg: Leg, device: &str) -> Loss {
-    Loss {
-        leg,
-        place: place.to_owned(),
-        reason: "no-daemon".into(),
-        by: NOBODY,
-        evidence: Evidence::Derived,
-        meaning: format!(
-            "it went into the TUN device {device}, and no overlayd that could be asked reads that"
-        ),
-        advice: "is overlayd running there, and does it answer? `overlayd status`".into(),
-    }
-}
-
-/// A daemon that does not answer.
-pub(super) fn silent_daemon(place: &str, leg: Leg, no_port: bool) -> Loss {
-    let meaning = if no_port {
-        "no overlayd runs on this node: no program has its UDP port, as the kernel's counter Udp.NoPorts says, so nobody takes the packet on"
-    } else {
-        "the overlayd of this node does not answer, so nobody takes the packet on"
-    };
-    Loss {
-        leg,
-        place: place.to_owned(),
-        reason: "no-daemon".into(),
-        by: NOBODY,
-        evidence: if no_port {
-            Evidence::Observed
-        } else {
-            Evidence::Derived
-        },
-        meaning: meaning.into(),
-        advice: "start it (`overlayd run`) and look into its log".into(),
-    }
 }
 
 /// A sentence as part of another.

@@ -13,11 +13,13 @@
 //!   tables   routes, neighbours, bridge entries, chains, leases, counters
 //!   walk     table after table, capture after capture ──▶ rows
 //!   explain  how a table decides, in words
+//!   facts    the same, in fields for programs
 //!   fate     why it was lost
 //!   text, picture   the result for people
 //! ```
 
 mod explain;
+pub mod facts;
 mod fate;
 mod picture;
 mod send;
@@ -29,14 +31,16 @@ pub mod watch;
 pub mod world;
 
 use std::net::IpAddr;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use crate::kernel::NetNs;
 use crate::lab::traffic::Cancel;
 use crate::teach::dissect::{Ports, Tunnel};
+use facts::{Check, LeaseAnswer, Routing};
 use sight::{Header, Kind};
 use tables::Counts;
 use watch::{Caught, Watch};
@@ -213,6 +217,12 @@ pub struct Row {
     pub encapsulated: bool,
     /// What was captured: more than one frame if it is in fragments.
     pub frames: Vec<Frame>,
+    /// Of a row about a route: what was looked up in which routes, and what won.
+    pub routing: Option<Routing>,
+    /// Of a row about leases: what was looked up in which, and who holds it.
+    pub lease: Option<LeaseAnswer>,
+    /// Of a row about what the daemon received: its checks, in their order.
+    pub checks: Vec<Check>,
     /// Where it is in a drawing of a lab.
     #[serde(skip)]
     pub(crate) point: Option<crate::lab::graph::Point>,
@@ -239,6 +249,8 @@ pub struct Loss {
     pub leg: Leg,
     /// Where.
     pub place: String,
+    /// By which device of that place it should have gone, where that is known.
+    pub device: Option<String>,
     /// A drop reason of the daemon's, or in the kernel a word for what its counters or errors say.
     pub reason: String,
     /// Who dropped it: `overlayd`, `kernel`, or `nobody known`.
@@ -263,6 +275,9 @@ impl Loss {
 
 /// [`Loss::by`] where no one is known to have dropped it.
 const NOBODY: &str = "nobody known";
+
+/// [`Loss::reason`] where the request arrived and nothing answered it.
+const NO_ANSWER: &str = "no-answer";
 
 /// One end of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -302,13 +317,31 @@ pub struct Trace {
     pub unseen: Vec<String>,
     /// Daemons on the way that do not answer.
     pub unreachable: Vec<String>,
+    /// Those of them that run: they hang, or are stopped.
+    pub hanging: Vec<String>,
+    /// What starts a daemon again that does not run.
+    #[serde(skip)]
+    pub restart: String,
 }
 
 /// Sends the packet and follows it.
 ///
 /// # Errors
-/// Without root, when a place is gone, or when cancelled. A packet that does not arrive is a result, not an error.
+/// Without root, when a place is gone, or when cancelled; and when the lab is taken down meanwhile. A packet that does not
+/// arrive is a result, not an error.
 pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
+    let trace = follow(world, probe, cancel);
+    // What is missing then says nothing of the packet.
+    let arrived = matches!(&trace, Ok(trace) if trace.outcome == Outcome::Answered);
+    match &world.lab {
+        Some(lab) if !arrived && !world.stands() => bail!(
+            "lab {lab:?} was taken down during the trace: what became of the packet cannot be told"
+        ),
+        _ => trace,
+    }
+}
+
+fn follow(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
     let start = world
         .source
         .place
@@ -317,7 +350,8 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
         .destination
         .ip
         .context("the destination has no address")?;
-    let before = counts(world)?;
+    world.refuse_groups(dst)?;
+    let before = counts(world, &[])?;
     let (port, ports) = overlay_port(&before);
     let token = send::token();
     let namespaces: Vec<&NetNs> = world.places.iter().map(|place| &place.namespace).collect();
@@ -328,13 +362,13 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
     let home = |caught: &Caught| caught.place == start && !caught.out;
     if sent.refused.is_none() {
         watch.wait(probe.patience, cancel, |all| {
-            all.iter().any(|c| home(c) && c.sight.kind == Kind::Reply)
+            all.iter().any(|c| home(c) && c.sight.kind == Kind::Reply) || !world.is_named()
         })?;
     }
     // An error or a second answer may follow, and counters are written a moment after the packet is.
     watch.wait(AFTERMATH, cancel, |_| false)?;
     let caught = watch.stop()?;
-    let after = counts(world)?;
+    let after = counts(world, &before)?;
     // A rule may give it another source before it leaves: that is no substitute of the kernel's.
     if probe.spoof.is_some() && !after[start].rewrites_sources(sent.dst.is_ipv6()) {
         let mut left = caught.iter().filter(|c| c.place == start && c.out);
@@ -346,13 +380,25 @@ pub fn run(world: &World, probe: &Probe, cancel: &Cancel) -> Result<Trace> {
     walk::walk(world, probe, &sent, caught, &before, &after)
 }
 
-fn counts(world: &World) -> Result<Vec<Counts>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let read =
-        |place: &world::Place| Counts::read(&place.namespace, place.socket.as_deref(), &runtime);
-    world.places.iter().map(read).collect()
+/// What is counted at all places. Those with daemons are asked at once, so that some that hang cost no more than one.
+fn counts(world: &World, before: &[Counts]) -> Result<Vec<Counts>> {
+    let read = |(index, place): (usize, &world::Place)| {
+        Counts::read(&place.namespace, place.socket.as_deref(), before.get(index))
+    };
+    thread::scope(|scope| {
+        let places = world.places.iter().enumerate();
+        let asked: Vec<_> = places
+            .map(|(index, place)| match place.socket {
+                Some(_) => Err(scope.spawn(move || read((index, place)))),
+                None => Ok(read((index, place))),
+            })
+            .collect();
+        let joined = asked.into_iter().map(|counts| match counts {
+            Ok(counts) => counts,
+            Err(thread) => thread.join().unwrap_or_else(|_| bail!("a thread failed")),
+        });
+        joined.collect()
+    })
 }
 
 /// The port of the overlay: of the first daemon that answers. Where none does, no packet gets into one.

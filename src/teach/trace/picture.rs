@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::tables::Looker;
+use super::tables::{Looker, PATIENCE};
 use super::text;
 use super::world::{Role, World};
 use super::{Direction, Evidence, Leg, Row, Source, Step, Trace};
@@ -12,16 +12,24 @@ use crate::observe::client;
 /// Draws the trace on the topology that it went through.
 #[must_use]
 pub fn picture(trace: &Trace, topology: Topology) -> Picture {
-    let mut ways = Vec::new();
+    let mut ways: Vec<Way> = Vec::new();
     for (leg, name) in [
         (Leg::Request, "the echo request"),
         (Leg::Reply, "the echo reply"),
         (Leg::Error, "an ICMP error about it"),
     ] {
-        // An error takes the line of the way back: where there is one, there is no reply beside it.
         let rows: Vec<_> = trace.rows.iter().filter(|row| row.leg == leg).collect();
-        if !rows.is_empty() {
-            ways.push(way(trace, &rows, name));
+        // Each error is a packet of its own, and begins with a row that says who sends it.
+        let begins = |row: &&Row| leg == Leg::Error && row.step == Step::Send;
+        let (first, mut name) = (ways.len(), name);
+        for rows in rows.chunk_by(|_, next| !begins(next)) {
+            let way = way(trace, rows, name);
+            let mut same = ways[first..].iter_mut();
+            match same.find(|known| known.points == way.points) {
+                Some(known) => known.marks.extend(way.marks),
+                None => ways.push(way),
+            }
+            name = "";
         }
     }
     let (source, destination) = (&trace.source, &trace.destination);
@@ -49,8 +57,11 @@ pub fn picture(trace: &Trace, topology: Topology) -> Picture {
 fn is_marked(row: &Row, all: &[Row]) -> bool {
     match row.step {
         Step::Device | Step::Lost | Step::Encapsulation => true,
+        // What begins or ends within a node was not seen at that end.
+        Step::Delivery => !shares_point(row, all, Step::Device),
+        Step::Send => row.leg == Leg::Reply && !shares_point(row, all, Step::Device),
         Step::Receive => !shares_point(row, all, Step::Lost),
-        Step::Bridge => !shares_point(row, all, Step::Device),
+        Step::Bridge => row.point.is_some() && !shares_point(row, all, Step::Device),
         _ => false,
     }
 }
@@ -133,7 +144,7 @@ pub fn of_host(world: &World) -> Result<Topology> {
     let status = world.places[0]
         .socket
         .as_ref()
-        .and_then(|socket| client::status(socket).ok());
+        .and_then(|socket| client::status_within(socket, PATIENCE).ok());
     let text = |path: &str| {
         status
             .as_ref()
@@ -213,16 +224,25 @@ mod tests {
             headers: Vec::new(),
             encapsulated: false,
             frames: Vec::new(),
+            routing: None,
+            lease: None,
+            checks: Vec::new(),
             point: Some(point),
         }
     }
 
     fn points(rows: Vec<Row>) -> Vec<Point> {
+        let trace = trace(rows);
+        let rows: Vec<_> = trace.rows.iter().collect();
+        way(&trace, &rows, "").points
+    }
+
+    fn trace(rows: Vec<Row>) -> Trace {
         let end = || EndName {
             name: None,
             ip: [10, 244, 1, 2].into(),
         };
-        let trace = Trace {
+        Trace {
             version: 1,
             lab: None,
             source: end(),
@@ -236,9 +256,36 @@ mod tests {
             rows,
             unseen: Vec::new(),
             unreachable: Vec::new(),
+            hanging: Vec::new(),
+            restart: String::new(),
+        }
+    }
+
+    /// Each error is a packet of its own: two that go the same way are one line with the numbers of both, a third that goes
+    /// another way is another line.
+    #[test]
+    fn errors_are_not_joined_end_to_end() {
+        let node = 1;
+        let error = |device| {
+            [
+                row(Step::Send, Source::Kernel, None, Point::Kernel { node }),
+                row(Step::Device, Source::Capture, Some(Direction::Out), device),
+            ]
         };
-        let rows: Vec<_> = trace.rows.iter().collect();
-        way(&trace, &rows, "").points
+        let (eth, tun) = (Point::Eth { node }, Point::Tun { node });
+        let mut rows = [error(eth), error(eth), error(tun)].concat();
+        for (row, number) in rows.iter_mut().zip(1..) {
+            row.number = number;
+        }
+        let drawn = picture(&trace(rows), Topology::default()).ways;
+        let seen: Vec<_> = drawn
+            .iter()
+            .map(|way| {
+                let numbers: Vec<_> = way.marks.iter().map(|mark| mark.number).collect();
+                (way.points.len(), numbers, way.name.is_empty())
+            })
+            .collect();
+        assert_eq!(seen, [(2, vec![2, 4], false), (2, vec![6], true)]);
     }
 
     #[test]

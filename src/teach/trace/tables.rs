@@ -2,19 +2,33 @@
 //! entries, netfilter chains, counters of the kernel, status and leases of daemons.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use tokio::runtime::Runtime;
 
+use super::facts::{HeldRoute, NextHop, Routing};
 use super::world::World;
 use crate::kernel::hooks::{self, Chain, Hook, LegacyTable, Rewrite};
-use crate::kernel::{Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, Route};
+use crate::kernel::{
+    Address, BridgeEntry, Family, Link, Neighbour, NetNs, Netlink, PolicyRule, Route,
+};
 use crate::observe::client;
 use crate::observe::status::{Status, Who};
+
+/// How long a daemon may take to answer. It needs less than a millisecond, unless it is stopped, or the machine is busy.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
 
 /// The kernel's tables of one place.
 #[derive(Debug)]
@@ -26,18 +40,26 @@ pub(super) struct Kernel {
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) bridge: Vec<BridgeEntry>,
     pub(super) chains: Vec<Chain>,
-    /// Priorities of policy rules that not every host has, of IPv4 and IPv6.
-    rules: (Vec<u32>, Vec<u32>),
+    /// Policy rules that not every host has, of IPv4 and IPv6.
+    rules: (Vec<PolicyRule>, Vec<PolicyRule>),
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
     pub(super) forwards: (bool, bool),
     /// Chains of IP see bridged frames too: `net.bridge.bridge-nf-call-iptables`, and `ip6tables`.
     pub(super) bridge_calls: (bool, bool),
+    /// Pings are not answered: `net.ipv4.icmp_echo_ignore_all`, `net.ipv6.icmp.echo_ignore_all`.
+    pub(super) deaf: (bool, bool),
 }
+
+/// What has a kernel answer no ping, over IPv4 and IPv6 (ip-sysctl in the kernel's documentation).
+pub(super) const DEAF: (&str, &str) = (
+    "net.ipv4.icmp_echo_ignore_all",
+    "net.ipv6.icmp.echo_ignore_all",
+);
 
 impl Kernel {
     async fn read(namespace: &NetNs) -> Result<Self> {
         let netlink = Netlink::open_in(namespace)?;
-        let (chains, forwards, bridge_calls) = namespace.run(|| {
+        let (chains, forwards, bridge_calls, deaf) = namespace.run(|| {
             let on = |key| crate::kernel::sysctl::read(key).is_ok_and(|value| value != "0");
             let forwards = (
                 on("net.ipv4.ip_forward"),
@@ -47,7 +69,8 @@ impl Kernel {
                 on("net.bridge.bridge-nf-call-iptables"),
                 on("net.bridge.bridge-nf-call-ip6tables"),
             );
-            (hooks::chains(), forwards, calls)
+            let deaf = (on(DEAF.0), on(DEAF.1));
+            (hooks::chains(), forwards, calls, deaf)
         })?;
         Ok(Self {
             links: netlink.links().await?,
@@ -63,12 +86,13 @@ impl Kernel {
             ),
             forwards,
             bridge_calls,
+            deaf,
             netlink,
         })
     }
 
-    /// The priorities of policy rules beyond the standard ones, for the address's family.
-    pub(super) fn rules(&self, ip: IpAddr) -> &[u32] {
+    /// The policy rules beyond the standard ones, for the address's family.
+    pub(super) fn rules(&self, ip: IpAddr) -> &[PolicyRule] {
         if ip.is_ipv4() {
             &self.rules.0
         } else {
@@ -117,6 +141,8 @@ pub(super) struct Counts {
     /// Tables whose rules are not read.
     pub(super) legacy: Vec<LegacyTable>,
     pub(super) daemon: Option<Status>,
+    /// Its daemon runs, and gave no answer in time.
+    pub(super) hangs: bool,
     /// What each device has dropped or could not send, by its name.
     devices: HashMap<String, u64>,
     /// What the queues and filters of each device have dropped, by its name; with the kind of the queue.
@@ -124,22 +150,30 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// What it counts now. A daemon that cannot be asked is none.
+    /// What it counts now. A daemon that cannot be asked is none, and one that hung before is not asked again.
     pub(super) fn read(
         namespace: &NetNs,
         socket: Option<&Path>,
-        runtime: &Runtime,
+        before: Option<&Self>,
     ) -> Result<Self> {
+        let runtime = runtime()?;
         let (kernel, chains, legacy, devices) = namespace.run(|| {
             let (chains, legacy) = (hooks::chains(), hooks::legacy_tables());
             (kernel_counters(), chains, legacy, device_drops())
         })?;
-        let answer = socket.and_then(|socket| client::status(socket).ok());
+        let mut hangs = before.is_some_and(|before| before.hangs);
+        let mut answer = None;
+        if let Some(socket) = socket.filter(|_| !hangs) {
+            let asked = Instant::now();
+            answer = client::status_within(socket, PATIENCE).ok();
+            hangs = answer.is_none() && asked.elapsed() >= PATIENCE;
+        }
         Ok(Self {
             kernel,
             chains: chains?,
             legacy,
             daemon: answer.and_then(|answer| serde_json::from_value(answer).ok()),
+            hangs,
             devices,
             queues: runtime.block_on(queue_drops(namespace))?,
         })
@@ -299,6 +333,44 @@ pub(super) fn candidates(routes: &[Route], dst: IpAddr) -> Vec<Candidate> {
     found
 }
 
+/// What was looked up and what won, for programs: in these routes, which stand as [`candidates`] has them.
+pub(super) fn routing(
+    kernel: &Kernel,
+    candidates: &[Candidate],
+    dst: IpAddr,
+    chosen: Option<&Route>,
+) -> Routing {
+    let is_chosen = |route: &Route| {
+        chosen.is_some_and(|chosen| (chosen.oif, chosen.via) == (route.oif, route.via))
+    };
+    let first = candidates.first().filter(|first| first.matches);
+    let first_wins = first.is_some_and(|first| is_chosen(&first.route));
+    let held = |(number, candidate): (usize, &Candidate)| HeldRoute {
+        prefix: candidate.route.dst,
+        and: candidate.masked,
+        matches: candidate.matches,
+        wins: number == 0 && first_wins,
+        device: candidate.route.oif.map(|oif| kernel.name(oif)),
+        via: candidate.route.via,
+        metric: candidate.route.metric,
+        forbids: candidate.route.refuses,
+    };
+    let winner = chosen.and_then(|route| {
+        let oif = route.oif?;
+        Some(NextHop {
+            device: kernel.name(oif),
+            via: route.via,
+            mtu: route.mtu.or(kernel.link(oif).map(|link| link.mtu)),
+        })
+    });
+    Routing {
+        destination: dst,
+        routes: candidates.iter().enumerate().map(held).collect(),
+        winner,
+        rules: kernel.rules(dst).iter().map(|rule| rule.priority).collect(),
+    }
+}
+
 /// Looks tables up, and keeps what it has read.
 pub(super) struct Looker<'a> {
     world: &'a World,
@@ -310,9 +382,7 @@ impl<'a> Looker<'a> {
     pub(super) fn new(world: &'a World) -> Result<Self> {
         Ok(Self {
             world,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?,
+            runtime: runtime()?,
             kernels: HashMap::new(),
         })
     }
@@ -337,14 +407,15 @@ impl<'a> Looker<'a> {
         }
     }
 
-    /// The route that the kernel takes for a packet with this source that came in by `iif`, or is its own: `None` where there
-    /// are no policy rules that would look at these, or it does not say.
+    /// The route that the kernel takes for a packet with this source that came in by `iif`, or is its own, and bears this mark
+    /// or none: `None` where there are no policy rules that would look at these, or it does not say.
     pub(super) fn ruled(
         &mut self,
         place: usize,
         src: IpAddr,
         dst: IpAddr,
         iif: Option<u32>,
+        mark: Option<u32>,
     ) -> Result<Option<Option<Route>>> {
         let kernel = self.look(place)?;
         if kernel.rules(dst).is_empty() {
@@ -352,7 +423,7 @@ impl<'a> Looker<'a> {
         }
         let netlink = kernel.netlink.clone();
         Ok(
-            match self.runtime.block_on(netlink.route_of(src, dst, iif)) {
+            match self.runtime.block_on(netlink.route_of(src, dst, iif, mark)) {
                 Ok(route) => Some(route),
                 Err(error) => match error.errno() {
                     Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Some(None),

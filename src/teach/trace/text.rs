@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use super::{Evidence, Leg, Outcome, Row, Step, Trace};
+use super::{Evidence, Leg, NO_ANSWER, Outcome, Row, Step, Trace};
 
 /// The width of a row's sentence, before TTL and length.
 const WIDTH: usize = 92;
@@ -81,10 +81,13 @@ fn write(trace: &Trace, paint: Paint, to: &mut String) -> std::fmt::Result {
                 Leg::Reply => "The way back: the echo reply",
                 Leg::Error => "What comes of it: an ICMP error",
             };
+            // The padding counts letters, not the colours' codes.
+            let fill = WIDTH.saturating_sub(title.chars().count());
             writeln!(
                 to,
-                "\n{:<WIDTH$}  {}",
+                "\n{}{:fill$}  {}",
                 paint.bold(title),
+                "",
                 paint.quiet(" TTL bytes")
             )?;
             leg = Some(row.leg);
@@ -193,12 +196,18 @@ fn verdict(trace: &Trace, paint: Paint) -> String {
                 Leg::Reply => "the request arrived, but the reply",
                 Leg::Error => "an ICMP error",
             };
-            let bad = format!(
-                "lost: {which} ended at {}: {} ({})",
-                loss.place,
-                loss.meaning,
-                loss.cause()
-            );
+            let bad = match loss.reason.as_str() {
+                NO_ANSWER => format!(
+                    "no answer: the request arrived at {}: {}",
+                    loss.place, loss.meaning
+                ),
+                _ => format!(
+                    "lost: {which} ended at {}: {} ({})",
+                    loss.place,
+                    loss.meaning,
+                    loss.cause()
+                ),
+            };
             let mut text = String::new();
             for line in wrap(&bad, WIDTH + 12) {
                 let _ = writeln!(text, "{}", paint.colour(AnsiColor::Red, &line));

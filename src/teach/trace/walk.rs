@@ -4,11 +4,14 @@
 //! capture that confirms it. Where the packet was seen elsewhere instead, it goes on from there and says so; where it was
 //! seen no more, it was lost.
 
+mod bridge;
 mod cut;
 mod daemon;
+mod deliver;
 mod faults;
 mod kernel;
 mod nat;
+mod route;
 mod rows;
 
 use std::net::IpAddr;
@@ -19,12 +22,16 @@ use super::explain;
 use super::fate::{self, Passed};
 use super::send::Sent;
 use super::sight::Kind;
-use super::tables::{Counts, Looker};
+use super::tables::{Counts, DEAF, Looker};
 use super::watch::Caught;
 use super::world::World;
+use crate::lab::state;
 pub(super) use rows::error_name;
 
-use super::{EndName, Evidence, Leg, Loss, Outcome, Probe, Row, Source, Step, Trace, VERSION};
+use super::{
+    EndName, Evidence, Leg, Loss, NO_ANSWER, NOBODY, Outcome, Probe, Row, Source, Step, Trace,
+    VERSION,
+};
 
 /// No way has more stations; a loop has.
 const MAX_STATIONS: usize = 100;
@@ -85,6 +92,7 @@ struct Walk<'a> {
     rows: Vec<Row>,
     unseen: Vec<String>,
     unreachable: Vec<String>,
+    hanging: Vec<String>,
     packet: Packet,
     /// While it is encapsulated: the outer addresses.
     outer: Option<(IpAddr, IpAddr)>,
@@ -96,6 +104,10 @@ struct Walk<'a> {
     fragments: usize,
     /// How long these were, in bytes; of an encapsulated packet, inside.
     lengths: Vec<usize>,
+    /// The captures in which they were last seen.
+    pieces: Vec<usize>,
+    /// While it is asked why some of them are lost: these.
+    missing: Vec<usize>,
     /// While its datagram is in fragments: how many there are behind the first.
     datagrams: usize,
     /// Addresses that were rewritten on the request's way: where, from what, to what.
@@ -129,6 +141,7 @@ pub(super) fn walk(
         rows: Vec::new(),
         unseen: Vec::new(),
         unreachable: Vec::new(),
+        hanging: Vec::new(),
         packet: Packet {
             leg: Leg::Request,
             src: sent.src,
@@ -140,6 +153,8 @@ pub(super) fn walk(
         passed: Passed::default(),
         fragments: 0,
         lengths: Vec::new(),
+        pieces: Vec::new(),
+        missing: Vec::new(),
         datagrams: 0,
         rewritten: Vec::new(),
         size: Some(sent.size),
@@ -161,7 +176,8 @@ pub(super) fn walk(
             name: world
                 .destination
                 .place
-                .map(|place| world.name(place).to_owned()),
+                .map(|place| world.name(place).to_owned())
+                .or_else(|| world.dead.clone()),
             ip: sent.dst,
         },
         spoofed: probe.spoof.is_some() && sent.untaken.is_none(),
@@ -172,6 +188,8 @@ pub(super) fn walk(
         loss: walk.loss,
         rows: walk.rows,
         unseen: walk.unseen,
+        hanging: walk.hanging,
+        restart: world.restart(),
         unreachable: walk.unreachable,
     })
 }
@@ -196,6 +214,13 @@ impl Walk<'_> {
         self.size = Some(sent.size);
         let state = match (self.entrance()?, delivered) {
             (Some(state), _) => state,
+            (None, Some(place)) if self.is_deaf(place)? => {
+                let name = self.world.name(place);
+                let v6 = self.packet.src.is_ipv6();
+                let loss = fate::unanswered(name, Some(if v6 { DEAF.1 } else { DEAF.0 }));
+                self.lost(place, loss);
+                return Ok(Outcome::Lost);
+            }
             (None, Some(place)) => State::Emit { place },
             (None, None) => return Ok(Outcome::Unseen),
         };
@@ -207,6 +232,16 @@ impl Walk<'_> {
             End::Delivered(_) => Outcome::Elsewhere,
             End::Lost(_) => Outcome::Lost,
             End::Beyond => Outcome::Unseen,
+        })
+    }
+
+    /// Its kernel answers no ping.
+    fn is_deaf(&mut self, place: usize) -> Result<bool> {
+        let deaf = self.looker.look(place)?.deaf;
+        Ok(if self.packet.src.is_ipv6() {
+            deaf.1
+        } else {
+            deaf.0
         })
     }
 
@@ -246,6 +281,7 @@ impl Walk<'_> {
         self.packet = packet;
         self.fragments = 0;
         self.lengths.clear();
+        self.pieces.clear();
         self.datagrams = 0;
         self.size = None;
         self.crippled = false;
@@ -332,20 +368,42 @@ impl Walk<'_> {
 
     /// It ends here: why?
     fn lose(&mut self, place: usize) -> State {
-        let loss = self.why(place);
+        let mut loss = self.why(place);
+        // Nobody has seen a reply at all: that it was sent is no more than what should be.
+        if self.packet.leg == Leg::Reply && self.last.is_none() && loss.reason == "unknown" {
+            loss = fate::unanswered(self.world.name(place), None);
+        }
         self.lost(place, loss)
     }
 
-    /// Some of its fragments end here, and the packet with them.
-    fn lose_some(&mut self, place: usize, missing: usize) {
-        let mut loss = self.why(place);
+    /// Some of its fragments came no further than here, on their way to or through a device, and the packet with them.
+    fn lose_some(&mut self, place: usize, ifindex: u32, out: bool, found: &[usize]) -> Result<()> {
+        let offset = |i: &usize| self.caught[*i].sight.ip.fragment;
+        let came: Vec<_> = found.iter().map(offset).collect();
+        let is_missing = |i: &usize| !came.contains(&offset(i));
+        self.missing = self.pieces.iter().copied().filter(is_missing).collect();
+        // What arrives nowhere was lost at the other end of the cable.
+        let mut at = place;
+        if out {
+            let cause = self.stuck(place, ifindex)?;
+            self.blame(place, cause);
+        } else if let Some((other, end)) = self.looker.other_end(place, ifindex)? {
+            at = other;
+            let cause = self.broken(other, end)?;
+            self.blame(other, cause);
+        }
+        let mut loss = self.why(at);
+        let are = if self.missing.len() == 1 { "is" } else { "are" };
         loss.meaning = format!(
-            "{} lost: {}",
-            explain::count(missing, "fragment"),
+            "{} of the {} fragments {are} lost: {}",
+            self.fragments.saturating_sub(found.len()),
+            self.fragments,
             loss.meaning
         );
+        self.missing.clear();
         self.crippled = true;
-        self.lost(place, loss);
+        self.lost(at, loss);
+        Ok(())
     }
 
     fn why(&self, place: usize) -> Loss {
@@ -353,6 +411,7 @@ impl Walk<'_> {
             place,
             name: self.world.name(place),
             leg: self.packet.leg,
+            many: self.missing.len() > 1,
             passed: &self.passed,
             before: &self.before[place],
             after: &self.after[place],
@@ -362,8 +421,16 @@ impl Walk<'_> {
 
     /// It ends here, for this reason.
     fn lost(&mut self, place: usize, mut loss: Loss) -> State {
+        self.note_dead(&mut loss);
         if let Some(unbuilt) = self.world.unbuilt.as_ref().filter(|_| is_unbuilt(&loss)) {
             loss.advice = unbuilt.to_string();
+        } else if self.is_silent(place) && ["no-daemon", "no-route"].contains(&loss.reason.as_str())
+        {
+            loss.advice = format!(
+                "the overlayd of {} does not run: {}",
+                self.world.name(place),
+                self.world.restart()
+            );
         }
         let source = match (loss.evidence, loss.by) {
             (Evidence::Observed, _) if loss.meaning.contains("ICMP error") => Source::Capture,
@@ -374,14 +441,45 @@ impl Walk<'_> {
         if loss.reason == "no-route" {
             self.note_silent(place);
         }
-        let text = format!("lost here: {} ({})", loss.meaning, loss.cause());
+        let text = match loss.reason.as_str() {
+            NO_ANSWER => format!("no answer: {}", loss.meaning),
+            _ => format!("lost here: {} ({})", loss.meaning, loss.cause()),
+        };
         let details = vec![format!("what to do: {}", loss.advice)];
-        self.derive(place, None, Step::Lost, source, text, details);
+        let device = loss.device.clone();
+        self.derive(place, device.as_deref(), Step::Lost, source, text, details);
         if loss.by == "overlayd" {
             self.at_daemon(place);
         }
         self.loss.get_or_insert(loss);
         State::End(End::Lost(place))
+    }
+
+    /// Where the destination is a dead pod, nothing that looks for it finds it.
+    fn note_dead(&self, loss: &mut Loss) {
+        const KINDS: [&str; 3] = ["no-neighbour", "no-bridge", "unknown"];
+        let Some(pod) = self.world.dead.as_ref() else {
+            return;
+        };
+        if loss.leg != Leg::Request || !KINDS.contains(&loss.reason.as_str()) {
+            return;
+        }
+        "dead-pod".clone_into(&mut loss.reason);
+        loss.by = NOBODY;
+        loss.meaning = format!(
+            "{} is an address of {pod}, which is dead: all its processes have ended, and its network namespace and cable with them, so nobody here takes the packet",
+            self.packet.dst
+        );
+        loss.advice = match &self.world.lab {
+            Some(lab) => format!("`{}` builds it anew", state::command(lab, "revive")),
+            None => "start the pod again".to_owned(),
+        };
+    }
+
+    /// A daemon should run there, and does not.
+    fn is_silent(&self, place: usize) -> bool {
+        let counts = &self.after[place];
+        self.world.daemons && self.is_node(place) && counts.daemon.is_none() && !counts.hangs
     }
 
     /// The addresses in the header that the kernel looks at now: the outermost.

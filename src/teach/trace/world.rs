@@ -2,13 +2,17 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use ipnet::Ipv4Net;
+
+use super::tables::runtime;
 use crate::kernel::{NetNs, Netlink};
-use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, Stage};
+use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, PodPlan, Stage};
+use crate::lab::{container, holder, state};
 
 /// What a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct Place {
     pub namespace: NetNs,
     /// The control socket of the overlayd that runs there, or should.
     pub socket: Option<PathBuf>,
+    /// Of a lab's pod: which of its processes have ended, its holder or containers. What is left keeps the namespace.
+    pub ended: Vec<String>,
 }
 
 /// One end of a trace.
@@ -58,8 +64,12 @@ pub struct World {
     pub source: End,
     /// Where it is to go.
     pub destination: End,
-    /// What a lab that is still being built gets next.
+    /// What a lab that is still being built lacks for a packet between these ends.
     pub unbuilt: Option<Unbuilt>,
+    /// Daemons should run at its nodes.
+    pub daemons: bool,
+    /// The destination is a pod that is dead, with this name: no namespace of it is left.
+    pub dead: Option<String>,
 }
 
 /// What a lab is not built to yet.
@@ -67,15 +77,15 @@ pub struct World {
 pub struct Unbuilt {
     /// To which stage it is built.
     pub stage: Stage,
-    /// What comes next.
-    pub next: Stage,
-    /// The command that builds it.
+    /// Which one is wanted.
+    pub wanted: Stage,
+    /// The command that builds the next one.
     pub command: String,
 }
 
 impl std::fmt::Display for Unbuilt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let brings = match self.next {
+        let brings = match self.wanted {
             Stage::Isolated => "nodes and pods",
             Stage::Veth => "a cable and an address for each pod",
             Stage::Bridge => "a bridge on each node, the pods' cables plugged into it",
@@ -85,8 +95,15 @@ impl std::fmt::Display for Unbuilt {
         write!(
             f,
             "the lab is built to stage {} only; stage {} brings {brings}: `{}`",
-            self.stage, self.next, self.command
-        )
+            self.stage, self.wanted, self.command
+        )?;
+        let between = Stage::ALL.into_iter();
+        let steps = between.filter(|stage| *stage > self.stage && *stage <= self.wanted);
+        let steps: Vec<_> = steps.map(|stage| stage.to_string()).collect();
+        match steps.len() {
+            0 | 1 => Ok(()),
+            n => write!(f, ", {n} times ({})", steps.join(", ")),
+        }
     }
 }
 
@@ -125,22 +142,33 @@ impl World {
             role: Role::Underlay,
             namespace: lab.place("underlay")?,
             socket: None,
+            ended: Vec::new(),
         }];
+        let running = holder::processes(&lab.spec().name)?;
         for node in lab.nodes() {
             places.push(Place {
                 name: node.name.clone(),
                 role: Role::Node(node.number),
                 namespace: node.netns().clone(),
                 socket: Some(lab.socket(node.number)),
+                ended: Vec::new(),
             });
             places.extend(node.pods().iter().map(|pod| Place {
                 name: pod.place.clone(),
                 role: Role::Pod(node.number, pod.number),
                 namespace: pod.netns().clone(),
                 socket: None,
+                ended: container::ended(&pod.place, &running),
             }));
         }
         let find = |text: &str| lab_end(lab, &places, text, ipv6);
+        if let Some(pod) = dead(lab, names.source) {
+            bail!(
+                "{} is dead: all its processes have ended, and its network namespace with them, so nothing starts there (`{}` builds it anew)",
+                pod.place,
+                state::command(&lab.spec().name, "revive")
+            );
+        }
         let source = find(names.source)?;
         let Some(start) = source.place else {
             bail!(
@@ -149,21 +177,41 @@ impl World {
                 lab.spec().name
             );
         };
-        let destination = find(names.destination)?;
+        let dead = dead(lab, names.destination);
+        let destination = match &dead {
+            Some(pod) => End {
+                place: None,
+                ip: Some(dead_ip(pod, names.destination, ipv6)?),
+            },
+            None => find(names.destination)?,
+        };
         let spoofed = names.spoof.map(|ip| find(&ip.to_string())).transpose()?;
         let (name, stage) = (&lab.spec().name, lab.spec().stage);
         let named = match name.as_str() {
             DEFAULT_NAME => String::new(),
             name => format!(" --name {name}"),
         };
-        let unbuilt = stage.next().map(|next| Unbuilt {
+        let mut roles = vec![places[start].role];
+        let dead_role = dead
+            .as_ref()
+            .and_then(|pod| Some(Role::Pod(node_of(lab, pod)?, pod.number)));
+        roles.extend(
+            destination
+                .place
+                .map(|place| places[place].role)
+                .or(dead_role),
+        );
+        let wanted = wanted(lab, &roles, destination.ip);
+        let unbuilt = (stage < wanted).then(|| Unbuilt {
             stage,
-            next,
+            wanted,
             command: format!("overlayd lab next{named} --explain"),
         });
         let world = Self {
             lab: Some(name.clone()),
             unbuilt,
+            daemons: lab.spec().runs_daemons(),
+            dead: dead.map(|pod| pod.place),
             source: End {
                 place: Some(start),
                 // A program on a node that names no source gets the one that the kernel takes.
@@ -219,10 +267,9 @@ impl World {
             role: Role::Host,
             namespace: NetNs::current()?,
             socket: Some(socket.to_owned()),
+            ended: Vec::new(),
         }];
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = runtime()?;
         runtime.block_on(add_guests(&mut places, &[from, to]))?;
         let holder = |ip: IpAddr| -> Result<Option<usize>> {
             for (index, place) in places.iter().enumerate() {
@@ -241,6 +288,8 @@ impl World {
         Ok(Self {
             lab: None,
             unbuilt: None,
+            daemons: true,
+            dead: None,
             source: End {
                 place: Some(start),
                 ip: Some(from),
@@ -265,11 +314,84 @@ impl World {
         let (Some(libc::EADDRNOTAVAIL), Some(ip)) = (errno, ip) else {
             return error;
         };
-        let why = match &self.unbuilt {
-            Some(unbuilt) => unbuilt.to_string(),
+        let first = match self.places[place].role {
+            Role::Pod(..) => Stage::Veth,
+            _ => Stage::Bridge,
+        };
+        let unbuilt = self.unbuilt.clone().filter(|unbuilt| unbuilt.stage < first);
+        let why = match unbuilt {
+            Some(unbuilt) => Unbuilt {
+                wanted: first,
+                ..unbuilt
+            }
+            .to_string(),
             None => "`ip address`, there, shows what it has".to_owned(),
         };
         anyhow::anyhow!("{} does not have the address {ip}: {why}", self.name(place))
+    }
+
+    /// A packet to a group of addresses goes many ways, if it goes at all.
+    ///
+    /// # Errors
+    /// When `dst` is an address of a group, or no address at all.
+    pub(super) fn refuse_groups(&self, dst: IpAddr) -> Result<()> {
+        let what = match dst {
+            _ if dst.is_multicast() => "a multicast address".to_owned(),
+            _ if dst.is_unspecified() => "the unspecified address".to_owned(),
+            IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address".to_owned(),
+            IpAddr::V4(ip) => match self.broadcasting(ip)? {
+                Some(place) => format!("the broadcast address of a network of {place}"),
+                None => return Ok(()),
+            },
+            IpAddr::V6(_) => return Ok(()),
+        };
+        bail!(
+            "{dst} is {what}: a trace follows one packet to one place, so name an address of a pod or a node"
+        );
+    }
+
+    /// A place with a network that has this broadcast address (RFC 919; networks of two addresses have none, RFC 3021).
+    fn broadcasting(&self, ip: Ipv4Addr) -> Result<Option<&str>> {
+        let runtime = runtime()?;
+        for place in &self.places {
+            let addresses = runtime
+                .block_on(async { Netlink::open_in(&place.namespace)?.addresses().await })?;
+            let mut nets = addresses.iter().filter_map(|address| match address.ip {
+                IpAddr::V4(own) if address.prefix_len < 31 => {
+                    Ipv4Net::new(own, address.prefix_len).ok()
+                }
+                _ => None,
+            });
+            if nets.any(|net| net.broadcast() == ip) {
+                return Ok(Some(&place.name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The lab is still there: all its names, and what runs in it.
+    pub(super) fn stands(&self) -> bool {
+        let Some(lab) = &self.lab else { return true };
+        self.is_named() && holder::processes(lab).is_ok_and(|there| !there.is_empty())
+    }
+
+    /// The names of its namespaces stand for the same as before.
+    pub(super) fn is_named(&self) -> bool {
+        let named = |place: &&Place| matches!(place.role, Role::Underlay | Role::Node(_));
+        let same = |place: &Place| -> std::io::Result<bool> {
+            let now = NetNs::open(place.namespace.to_string())?;
+            Ok(now.id()? == place.namespace.id()?)
+        };
+        let mut places = self.places.iter().filter(named);
+        places.all(|place| same(place).unwrap_or(false))
+    }
+
+    /// What starts a daemon again.
+    pub(super) fn restart(&self) -> String {
+        match &self.lab {
+            Some(lab) => format!("`{}` starts it again", state::command(lab, "revive")),
+            None => "start it (`overlayd run`), and look into its log".to_owned(),
+        }
     }
 
     /// The name of a place.
@@ -278,12 +400,41 @@ impl World {
     }
 }
 
-fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
-    if let Some(pod) = dead(lab, text) {
-        bail!(
-            "{pod} is dead: all its processes have ended, and its network namespace with them, so nothing starts or ends there; other pods can still be traced"
-        );
+/// To which stage a lab has to be built for a packet between these places to be answered.
+fn wanted(lab: &Lab, ends: &[Role], dst: Option<IpAddr>) -> Stage {
+    let node = |number| lab.nodes().iter().find(|node| node.number == number);
+    let is_public = |number: u8| {
+        let ips = node(number).map(|node| {
+            [
+                node.public_ip.map(IpAddr::from),
+                node.public_ipv6.map(IpAddr::from),
+            ]
+        });
+        dst.is_some() && ips.into_iter().flatten().any(|ip| ip == dst)
+    };
+    let is_gateway = |number: u8| {
+        let ips = node(number).map(|node| {
+            [
+                Some(node.gateway.into()),
+                node.ipv6_gateway.map(IpAddr::from),
+            ]
+        });
+        dst.is_some() && ips.into_iter().flatten().any(|ip| ip == dst)
+    };
+    match *ends {
+        [Role::Pod(from, one), Role::Pod(to, other)] if from == to => match one == other {
+            true => Stage::Veth,
+            false => Stage::Bridge,
+        },
+        [Role::Pod(from, _), Role::Node(to)] if from == to && is_public(to) => Stage::Routed,
+        [Role::Pod(from, _), Role::Node(to)] if from == to && is_gateway(to) => Stage::Bridge,
+        [Role::Node(from), Role::Pod(to, _)] if from == to => Stage::Bridge,
+        [Role::Node(_), Role::Node(to)] if is_public(to) => Stage::Isolated,
+        _ => Stage::Overlay,
     }
+}
+
+fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
     let at = |role: Role| places.iter().position(|place| place.role == role);
     if let Ok(ip) = text.parse::<IpAddr>() {
         let holder = lab.nodes().iter().find_map(|node| {
@@ -322,21 +473,32 @@ fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
 }
 
 /// The pod of this name or address, if all its processes have ended.
-fn dead(lab: &Lab, text: &str) -> Option<String> {
+fn dead(lab: &Lab, text: &str) -> Option<PodPlan> {
     let ip: Option<IpAddr> = text.parse().ok();
-    let nodes = lab.nodes().iter();
-    let alive: Vec<&str> = nodes
-        .flat_map(|node| node.pods().iter().map(|pod| pod.place.as_str()))
-        .collect();
-    let plans = lab.spec().node_plans().into_iter();
-    let mut gone = plans
-        .flat_map(|node| node.pods)
-        .filter(|pod| !alive.contains(&pod.place.as_str()));
+    let mut gone = lab.nodes().iter().flat_map(Node::dead_pods);
     let meant = gone.find(|pod| {
         let v6 = pod.ipv6.map(IpAddr::from);
         pod.place == text || ip.is_some() && (ip == Some(pod.ip.into()) || ip == v6)
     });
-    meant.map(|pod| pod.place)
+    meant.cloned()
+}
+
+/// The address that a dead pod had: the one given, or that of its name.
+fn dead_ip(pod: &PodPlan, text: &str, ipv6: bool) -> Result<IpAddr> {
+    match text.parse() {
+        Ok(ip) => Ok(ip),
+        Err(_) if ipv6 => pod
+            .ipv6
+            .map(IpAddr::from)
+            .with_context(|| format!("{text} has no IPv6 address")),
+        Err(_) => Ok(pod.ip.into()),
+    }
+}
+
+fn node_of(lab: &Lab, pod: &PodPlan) -> Option<u8> {
+    let mut nodes = lab.nodes().iter();
+    let node = nodes.find(|node| node.dead_pods().any(|dead| dead.place == pod.place))?;
+    Some(node.number)
 }
 
 fn pod_ips(pod: &Pod) -> Vec<IpAddr> {
@@ -397,6 +559,7 @@ async fn add_guests(places: &mut Vec<Place>, ips: &[IpAddr]) -> Result<()> {
                 role: Role::Guest,
                 namespace,
                 socket: None,
+                ended: Vec::new(),
             });
         }
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::super::explain;
+use super::super::facts::{Check, HeldLease, LeaseAnswer, LeaseHolder};
 use super::super::fate;
 use super::super::sight::Sight;
 use super::super::{Source, Step};
@@ -19,20 +20,23 @@ impl Walk<'_> {
     pub(super) fn daemon_out(&mut self, place: usize) -> Result<State> {
         self.passed.daemon = Some((place, "outbound"));
         let dst = self.packet.dst;
-        let (Some(status), Some(who)) = (
-            self.after[place].daemon.clone(),
-            self.looker.who(place, dst),
-        ) else {
+        let Some(status) = self.after[place].daemon.clone() else {
             return Ok(self.silent(place));
         };
+        let Some(who) = self.looker.who(place, dst) else {
+            return Ok(self.silent(place));
+        };
+        let held = leases(&status, dst);
+        let answer = answer(dst, &who.holder, held.clone());
         let (to, mtu, header) = match who.holder {
             Holder::Peer { to, mtu, header } => (to, mtu, header.len()),
             Holder::None => {
                 let text = format!(
                     "overlayd reads it from its TUN device and asks its leases who holds {dst}: nobody"
                 );
-                let details = leases(&status, dst);
+                let details = say_leases(&held, dst);
                 self.derive(place, None, Step::Lease, Source::Daemon, text, details);
+                self.amend(|row| row.lease = Some(answer));
                 return Ok(self.lose(place));
             }
             Holder::Local => {
@@ -40,6 +44,7 @@ impl Walk<'_> {
                     "overlayd reads it from its TUN device and asks its leases who holds {dst}: this node itself"
                 );
                 self.derive(place, None, Step::Lease, Source::Daemon, text, Vec::new());
+                self.amend(|row| row.lease = Some(answer));
                 return Ok(self.lose(place));
             }
         };
@@ -47,9 +52,10 @@ impl Walk<'_> {
             "overlayd reads it from its TUN device and asks its leases who holds {dst}: the node at {}",
             to.ip()
         );
-        let mut details = leases(&status, dst);
+        let mut details = say_leases(&held, dst);
         details.push(format!("packets of at most {mtu} bytes fit there"));
         self.derive(place, None, Step::Lease, Source::Daemon, text, details);
+        self.amend(|row| row.lease = Some(answer));
         let dropped = fate::daemon_drop(
             &self.before[place],
             &self.after[place],
@@ -169,6 +175,7 @@ impl Walk<'_> {
         self.derive(place, None, Step::Fragments, source, text, details);
         self.at_daemon(place);
         self.fragments = sent.len();
+        self.pieces = sent.to_vec();
         self.lengths = cut;
     }
 
@@ -195,7 +202,13 @@ impl Walk<'_> {
             return Ok(self.lose(place));
         };
         let device = (status.device.index, status.device.name.clone());
-        let (details, passed) = self.checks(place, &status, &sight);
+        let checks = self.checks(place, &status, &sight);
+        let passed = checks.iter().all(|check| check.passed);
+        let details = checks.iter().map(|Check { passed, text, .. }| {
+            let mark = if *passed { '✓' } else { '✗' };
+            format!("{mark} {text}")
+        });
+        let details = details.collect();
         let forwarded = |counts: &super::Counts| {
             counts
                 .daemon
@@ -218,6 +231,7 @@ impl Walk<'_> {
             (false, _) => "overlayd receives the datagram and checks it: a check fails",
         };
         self.derive(place, None, Step::Receive, source, text, details);
+        self.amend(|row| row.checks = checks);
         self.outer = None;
         if !self.expect(place, device.0, false)? {
             return Ok(self.lose(place));
@@ -227,32 +241,37 @@ impl Walk<'_> {
     }
 
     /// The receive checks held against what was captured, up to the first that fails.
-    fn checks(&self, place: usize, status: &Status, sight: &Sight) -> (Vec<String>, bool) {
+    fn checks(&self, place: usize, status: &Status, sight: &Sight) -> Vec<Check> {
         let Some(outer) = &sight.outer else {
-            return (Vec::new(), true);
+            return Vec::new();
         };
         let from = outer.ip.src;
         let sender = status
             .peers
             .iter()
             .find(|peer| publics(peer).contains(&from));
-        let mut lines = Vec::new();
-        let mut good = true;
-        let mut check = |passed: bool, text: String| {
-            if good {
-                lines.push(format!("{} {text}", if passed { "✓" } else { "✗" }));
+        let mut made: Vec<Check> = Vec::new();
+        let mut check = |passed: bool, reason: DropReason, text: String| {
+            if made.iter().all(|check| check.passed) {
+                let reason = reason.name();
+                made.push(Check {
+                    passed,
+                    reason,
+                    text,
+                });
             }
-            good &= passed;
         };
         if let Some(vni) = outer.vni {
             check(
                 status.backend.vni.map(u64::from) == Some(vni),
+                DropReason::WrongVni,
                 format!("the VNI {vni} is ours"),
             );
         }
         let holder = sender.map_or("nobody".to_owned(), prefixes);
         check(
             sender.is_some(),
+            DropReason::UnknownPeer,
             format!("the outer source {from} is the public IP of a lease: of {holder}"),
         );
         if let Some(ether) = outer.ether {
@@ -260,6 +279,7 @@ impl Walk<'_> {
             let own = status.lease.vtep_mac.as_deref() == Some(&*mac);
             check(
                 own,
+                DropReason::WrongMac,
                 format!("the inner Ethernet destination {mac} is our VTEP MAC"),
             );
         }
@@ -281,22 +301,26 @@ impl Walk<'_> {
                 sight.ip.src
             )
         };
-        check(lies_in, text);
+        check(lies_in, DropReason::InnerSource, text);
         let ours =
             self.looker.who(place, sight.ip.dst).map(|who| who.holder) == Some(Holder::Local);
         check(
             ours,
+            DropReason::InnerDestination,
             format!("the inner destination {} is ours to deliver", sight.ip.dst),
         );
-        (lines, good)
+        made
     }
 
     /// The daemon should do something here, and does not answer.
-    fn silent(&mut self, place: usize) -> State {
+    pub(super) fn silent(&mut self, place: usize) -> State {
         let name = self.world.name(place).to_owned();
         let rose = |name| self.after[place].kernel_rise(&self.before[place], name) > 0;
         let no_port = self.outer.is_some() && (rose("Udp.NoPorts") || rose("Udp6NoPorts"));
-        let loss = fate::silent_daemon(&name, self.packet.leg, no_port);
+        let loss = match self.after[place].hangs {
+            true => fate::hanging_daemon(&name, self.packet.leg),
+            false => fate::silent_daemon(&name, self.packet.leg, no_port),
+        };
         self.note_silent(place);
         self.lost(place, loss)
     }
@@ -304,12 +328,15 @@ impl Walk<'_> {
     /// A node whose daemon does not answer is worth a word even where the packet never came to it.
     pub(super) fn note_silent(&mut self, place: usize) {
         let name = self.world.name(place);
-        if self.world.unbuilt.is_some() {
+        if !self.world.daemons {
             return;
         }
         let known = self.unreachable.iter().any(|known| known == name);
         if self.is_node(place) && self.after[place].daemon.is_none() && !known {
             self.unreachable.push(name.to_owned());
+            if self.after[place].hangs {
+                self.hanging.push(name.to_owned());
+            }
         }
     }
 }
@@ -342,35 +369,56 @@ fn prefixes(peer: &Peer) -> String {
     all.join(" ")
 }
 
-/// The leases of the destination's family, and which holds it. At most ten.
-fn leases(status: &Status, dst: IpAddr) -> Vec<String> {
-    const SHOWN: usize = 10;
-    let mut lines = Vec::new();
+/// The leases of the destination's family, those that hold it first.
+fn leases(status: &Status, dst: IpAddr) -> Vec<HeldLease> {
+    let mut found = Vec::new();
     for peer in &status.peers {
         let own = [
             peer.subnet.map(ipnet::IpNet::from),
             peer.ipv6_subnet.map(ipnet::IpNet::from),
         ];
         let nets = own.into_iter().flatten().chain(peer.also.iter().copied());
-        for net in nets.filter(|net| net.addr().is_ipv4() == dst.is_ipv4()) {
-            let at: Vec<_> = publics(peer).iter().map(ToString::to_string).collect();
-            let holds = if net.contains(&dst) {
-                format!("  holds {dst}")
-            } else {
-                String::new()
-            };
-            let line = format!("lease {net} at {}{holds}", at.join(", "));
-            if net.contains(&dst) {
-                lines.insert(0, line);
-            } else {
-                lines.push(line);
-            }
-        }
+        let same = nets.filter(|net| net.addr().is_ipv4() == dst.is_ipv4());
+        found.extend(same.map(|subnet| HeldLease {
+            subnet,
+            at: publics(peer),
+            holds: subnet.contains(&dst),
+        }));
     }
-    let more = lines.len().saturating_sub(SHOWN);
-    lines.truncate(SHOWN);
-    if more > 0 {
+    found.sort_by_key(|lease| !lease.holds);
+    found
+}
+
+/// The same in words, of at most ten.
+fn say_leases(leases: &[HeldLease], dst: IpAddr) -> Vec<String> {
+    const SHOWN: usize = 10;
+    let say = |lease: &HeldLease| {
+        let at: Vec<_> = lease.at.iter().map(ToString::to_string).collect();
+        let holds = match lease.holds {
+            true => format!("  holds {dst}"),
+            false => String::new(),
+        };
+        format!("lease {} at {}{holds}", lease.subnet, at.join(", "))
+    };
+    let mut lines: Vec<_> = leases.iter().take(SHOWN).map(say).collect();
+    if leases.len() > SHOWN {
+        let more = leases.len() - SHOWN;
         lines.push(format!("and {more} more that do not hold it"));
     }
     lines
+}
+
+fn answer(destination: IpAddr, holder: &Holder, leases: Vec<HeldLease>) -> LeaseAnswer {
+    let (holder, to, mtu) = match holder {
+        Holder::Peer { to, mtu, .. } => (LeaseHolder::Peer, Some(*to), Some(*mtu)),
+        Holder::Local => (LeaseHolder::Local, None, None),
+        Holder::None => (LeaseHolder::None, None, None),
+    };
+    LeaseAnswer {
+        destination,
+        holder,
+        to,
+        mtu,
+        leases,
+    }
 }

@@ -28,6 +28,7 @@ impl Walk<'_> {
             return Ok(None);
         };
         let here = self.world.name(place).to_owned();
+        let at = Some(link.name.clone());
         if !link.up {
             return Ok(Some(down(&link.name, &here)));
         }
@@ -44,7 +45,8 @@ impl Walk<'_> {
             return Ok(None);
         };
         if !end.up {
-            return Ok(Some(down(&end.name, &there)));
+            let cause = down(&end.name, &there);
+            return Ok(Some(Cause { at, ..cause }));
         }
         if length.is_some_and(|length| length > end.mtu as usize + SLACK) {
             return Ok(Some(Cause {
@@ -60,9 +62,11 @@ impl Walk<'_> {
                     end.name, link.mtu
                 ),
                 device: Some(link.name),
+                at,
             }));
         }
-        self.unplugged(other, peer)
+        let cause = self.unplugged(other, peer)?;
+        Ok(cause.map(|cause| Cause { at, ..cause }))
     }
 
     /// The cable's end at `place` is a port of no bridge. One with an address, an uplink, need not be.
@@ -90,6 +94,7 @@ impl Walk<'_> {
             ),
             advice: format!("`ip link set {name} master {bridge}`, in {here}"),
             device: None,
+            at: Some(name.clone()),
         }))
     }
 
@@ -175,41 +180,53 @@ impl Walk<'_> {
         let here = self.world.name(place).to_owned();
         let length = self.frame_length().unwrap_or(0);
         let kernel = self.looker.look(place)?;
-        let (name, bridge) = (kernel.name(port), kernel.name(bridge));
-        let mtu = kernel.link(port).map_or(0, |link| link.mtu);
+        let (name, master) = (kernel.name(port), Some(bridge));
+        let bridge = kernel.name(bridge);
+        let mtu = kernel.link(port).map_or(0, |link| link.mtu as usize);
+        let ports = kernel.links.iter().filter(|link| link.master == master);
+        let widest = ports.map(|link| link.mtu as usize).max().unwrap_or(0);
+        let wanted = widest.max(length);
         Ok(Cause {
             reason: "too-big",
             meaning: format!(
                 "{length} bytes are more than the MTU {mtu} of port {name}: a bridge neither cuts nor tells, so nobody learns of it"
             ),
             advice: format!(
-                "give all ports of {bridge} one MTU (`ip link set {name} mtu {length}`, in {here}), or lower the overlay's (device.mtu) on all nodes by {}",
-                length.saturating_sub(mtu as usize)
+                "give all ports of {bridge} one MTU (`ip link set {name} mtu {wanted}`, in {here}), or lower the overlay's (device.mtu) on all nodes by {}",
+                wanted.saturating_sub(mtu)
             ),
             device: None,
+            at: Some(name),
         })
     }
 
-    /// Does the frame fit through this port?
-    pub(super) fn fits_port(&mut self, place: usize, port: u32) -> Result<bool> {
+    /// What keeps a frame from leaving by this device: as a port of a bridge, or as any.
+    pub(super) fn stuck(&mut self, place: usize, ifindex: u32) -> Result<Option<Cause>> {
         let length = self.frame_length();
-        let mtu = self
-            .looker
-            .look(place)?
-            .link(port)
-            .map(|link| link.mtu as usize);
-        Ok(match (length, mtu) {
-            (Some(length), Some(mtu)) => length <= mtu + SLACK,
-            _ => true,
-        })
+        let link = self.looker.look(place)?.link(ifindex);
+        let port = link.and_then(|link| Some((link.master?, link.mtu as usize)));
+        match (port, length) {
+            (Some((bridge, mtu)), Some(length)) if length > mtu + SLACK => {
+                Ok(Some(self.too_long_for_port(place, bridge, ifindex)?))
+            }
+            _ => self.broken(place, ifindex),
+        }
     }
 
-    /// The length of the packet in the frame that was seen last; of a train no: that fits wherever its datagrams do.
+    /// The length of the packet in the frame that was seen last, or of the longest of those that are missing; of a train no:
+    /// that fits wherever its datagrams do.
     fn frame_length(&self) -> Option<usize> {
-        let last = &self.caught[self.last?];
-        let sight = &last.sight;
-        let ip = sight.outer.as_ref().map_or(&sight.ip, |outer| &outer.ip);
-        last.train.is_none().then_some(ip.length)
+        let last = self.last?;
+        let length = |index: &usize| {
+            let caught = &self.caught[*index];
+            let sight = &caught.sight;
+            let ip = sight.outer.as_ref().map_or(&sight.ip, |outer| &outer.ip);
+            caught.train.is_none().then_some(ip.length)
+        };
+        match &self.missing[..] {
+            [] => length(&last),
+            missing => missing.iter().filter_map(length).max(),
+        }
     }
 
     /// There is no route to where it is to go.
@@ -260,6 +277,7 @@ impl Walk<'_> {
             meaning,
             advice,
             device: None,
+            at: None,
         })
     }
 
@@ -297,6 +315,7 @@ impl Walk<'_> {
             ),
             advice,
             device: None,
+            at: Some(link.name),
         }))
     }
 
@@ -339,5 +358,6 @@ fn down(device: &str, place: &str) -> Cause {
             "`ip link set {device} up`, in {place}; a default route that went with it has to be set anew"
         ),
         device: None,
+        at: Some(device.to_owned()),
     }
 }

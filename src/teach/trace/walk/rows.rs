@@ -8,7 +8,7 @@ use super::super::sight::{Kind, Sight};
 use super::super::watch::Caught;
 use super::super::world::Role;
 use super::super::{Direction, Frame, Leg, Probe, Row, Source, Step};
-use super::cut::sum;
+use super::cut::{inner_lengths, sum};
 use super::{State, Walk};
 use crate::lab::graph::Point;
 use crate::teach::capture::Link;
@@ -40,9 +40,19 @@ impl Walk<'_> {
             headers: Vec::new(),
             encapsulated: self.outer.is_some(),
             frames: Vec::new(),
+            routing: None,
+            lease: None,
+            checks: Vec::new(),
             point: self.point(place, device, step),
         };
         self.rows.push(row);
+    }
+
+    /// The last row, to say more of it.
+    pub(super) fn amend(&mut self, more: impl FnOnce(&mut Row)) {
+        if let Some(row) = self.rows.last_mut() {
+            more(row);
+        }
     }
 
     /// Looks for the packet at a device, and writes what was seen there. `false`: it was not.
@@ -70,6 +80,11 @@ impl Walk<'_> {
         self.datagrams = rest.len();
         if !missing {
             self.note_cut(place, ifindex, &found)?;
+        } else if !self.crippled {
+            self.lose_some(place, ifindex, out, &found)?;
+        }
+        if missing {
+            self.lengths = inner_lengths(&self.caught, &found);
         }
         let sight = self.caught[first].sight.clone();
         if let Some(outer) = &sight.outer {
@@ -124,14 +139,15 @@ impl Walk<'_> {
             encapsulated: sight.outer.is_some(),
             headers: sight.headers,
             frames,
+            routing: None,
+            lease: None,
+            checks: Vec::new(),
             point: self.point(place, Some(&name), Step::Device),
         };
         self.rows.push(row);
         self.last = Some(first);
-        if missing && !self.crippled {
-            self.lose_some(place, self.fragments - found.len());
-        }
         self.fragments = found.len();
+        self.pieces = found;
         self.passed = super::Passed::default();
         Ok(true)
     }
@@ -293,7 +309,7 @@ impl Walk<'_> {
         }
         Some(match self.world.places[place].role {
             Role::Pod(node, pod) => Point::Pod { node, pod },
-            Role::Underlay => Point::Underlay,
+            Role::Underlay => self.underlay_point(device, step)?,
             Role::Guest => Point::Pod {
                 node: 1,
                 pod: u8::try_from(place).ok()?,
@@ -301,6 +317,19 @@ impl Walk<'_> {
             Role::Node(node) => self.node_point(node, place, device, step),
             Role::Host => self.node_point(1, place, device, step),
         })
+    }
+
+    /// A port of the underlay is called as the node that it leads to. What the bridge itself does has no place of its own
+    /// there; what it lost is lost where it was seen last.
+    fn underlay_point(&self, device: Option<&str>, step: Step) -> Option<Point> {
+        let mut places = self.world.places.iter();
+        let named = places.find(|place| Some(place.name.as_str()) == device);
+        match (named.map(|place| place.role), step) {
+            (Some(Role::Node(node)), _) => Some(Point::Port { node }),
+            (_, Step::Device) => Some(Point::Underlay),
+            (_, Step::Lost) => self.rows.iter().rev().find_map(|row| row.point),
+            _ => None,
+        }
     }
 
     fn node_point(&self, node: u8, place: usize, device: Option<&str>, step: Step) -> Point {
@@ -315,6 +344,11 @@ impl Walk<'_> {
         let pod = device
             .and_then(|name| name.strip_prefix("veth-pod"))
             .and_then(|number| number.parse().ok());
+        // What is lost at a device is lost as far as it came.
+        let step = match (step, device) {
+            (Step::Lost, Some(_)) => Step::Device,
+            _ => step,
+        };
         match (step, device, pod) {
             (Step::Lease | Step::Encapsulation | Step::Receive, ..) => Point::Daemon { node },
             (Step::Device | Step::Bridge, _, Some(pod)) => Point::Veth { node, pod },
