@@ -131,6 +131,7 @@ impl Handle {
         let task = Task {
             store,
             machine,
+            public: None,
             connection: None,
             attempts: 0,
             shown: u64::MAX,
@@ -200,6 +201,8 @@ fn now() -> Duration {
 struct Task {
     store: EtcdStore,
     machine: Machine,
+    /// The public IPs of the lease that is wanted.
+    public: Option<fdb::Endpoint>,
     connection: Option<Connection>,
     attempts: usize,
     /// The generation that others see.
@@ -232,7 +235,7 @@ impl Task {
             let wake = self.wake(last_shown);
             tokio::select! {
                 request = inbox.recv() => match request {
-                    Some(Request::Want(wanted)) => self.machine.want(*wanted),
+                    Some(Request::Want(wanted)) => self.want(*wanted),
                     Some(Request::Release) => self.machine.release(),
                     Some(Request::End) | None => return self.save().await,
                 },
@@ -251,6 +254,17 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// What the node wants to hold. A node that has moved has taken the connection's address with it: waiting for the
+    /// connection to fail would take seconds.
+    fn want(&mut self, wanted: Wanted) {
+        let public = wanted.attributes.endpoint();
+        if self.public.replace(public).is_some_and(|old| old != public) {
+            self.connection = None;
+            self.machine.reconnect(now());
+        }
+        self.machine.want(wanted);
     }
 
     /// When to look again at the latest.

@@ -353,6 +353,12 @@ impl Machine {
         self.own.released = true;
     }
 
+    /// The connection stands on an address that the node no longer has: another one, at once. It is nobody's fault.
+    /// Only while no action is on its way.
+    pub fn reconnect(&mut self, now: Duration) {
+        self.link = Link::Down { retry: now };
+    }
+
     /// Takes an event.
     pub fn handle(&mut self, now: Duration, event: Event) {
         match event {

@@ -589,6 +589,32 @@ fn one_s_own_lease_deleted_is_taken_again() {
 }
 
 #[test]
+fn another_public_ip_is_written_into_the_lease_that_is_held() {
+    let mut world = World::new(2, pool("10.244.0.0/16", 24), 22);
+    world.until("whole", World::is_whole);
+    let own = world.own(0).unwrap();
+    let before = world.etcd.kvs[&own.key()].clone();
+    let there: std::net::Ipv4Addr = [10, 99, 0, 101].into();
+    let node = &mut world.nodes[0];
+    node.wanted.attributes.public_ip = Some(there);
+    node.machine.want(node.wanted.clone());
+    node.machine.reconnect(world.now);
+    world.run(SECOND);
+    world.until("whole again", World::is_whole);
+    assert_eq!(world.own(0), Some(own));
+    let after = &world.etcd.kvs[&own.key()];
+    assert_eq!(after.value, World::lease_of("10.99.0.101").into_bytes());
+    assert_eq!(
+        (after.create_revision, after.lease),
+        (before.create_revision, before.lease)
+    );
+    assert_eq!(world.etcd.kvs.len(), 2);
+    let leases = world.nodes[1].machine.view().leases;
+    assert!(leases.iter().any(|lease| lease.public_ip == Some(there)));
+    assert_eq!(world.nodes[0].machine.figures().faults, 0);
+}
+
+#[test]
 fn stolen_while_asleep() {
     let mut world = World::new(2, pool("10.244.0.0/16", 24), 9);
     world.until("whole", World::is_whole);
