@@ -504,7 +504,11 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("network.subnet-max", "10.244.5.0", pool),
         ("network.ipv6-subnet-min", "fd00:0:0:5::", pool),
         ("network.ipv6-subnet-max", "fd00:0:0:5::", pool),
-        ("store.endpoints", "http://192.0.2.9:2379", "store.endpoints"),
+        (
+            "store.endpoints",
+            "http://192.0.2.9:2379",
+            "store.endpoints",
+        ),
         ("store.prefix", "/other", "store.prefix"),
         ("store.ca-file", "/other.pem", "store.ca-file"),
         ("store.cert-file", "/other.pem", "store.cert-file"),
@@ -534,11 +538,10 @@ fn a_change_needs_a_restart_or_is_taken_up() {
     for opt in OPTIONS {
         let name = opt.name();
         let Some((_, other)) = others.iter().find(|(known, _)| *known == name) else {
-            let mut known = one_value.iter().chain(of_etcd.iter().map(|(name, ..)| name));
-            assert!(
-                known.any(|known| *known == name),
-                "{name} is not tested"
-            );
+            let mut known = one_value
+                .iter()
+                .chain(of_etcd.iter().map(|(name, ..)| name));
+            assert!(known.any(|known| *known == name), "{name} is not tested");
             continue;
         };
         let new = load(&base.clone().set(&name, *other));

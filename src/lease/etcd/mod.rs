@@ -400,3 +400,44 @@ async fn news(connection: &mut Option<Connection>) -> Result<News, String> {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    /// Every file of Rust below this folder.
+    fn sources(folder: PathBuf) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        let of = |path: PathBuf| match path.is_dir() {
+            true => sources(path),
+            false => vec![path],
+        };
+        entries.flat_map(|entry| of(entry.path())).collect()
+    }
+
+    /// A lease lives by the time that passes. Whoever sets the clock, by a day forward or back, changes nothing: it is
+    /// never asked.
+    #[test]
+    fn no_clock_is_read_that_people_can_set() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/lease");
+        let sources = sources(folder);
+        assert!(sources.len() > 10, "{sources:?}");
+        // Parted, so that this file does not find itself.
+        let clocks = [
+            ["System", "Time"],
+            ["UNIX_", "EPOCH"],
+            ["CLOCK_", "REALTIME"],
+            ["gettime", "ofday"],
+        ];
+        for source in sources {
+            let text = fs::read_to_string(&source).unwrap();
+            for clock in clocks.map(|parts| parts.concat()) {
+                assert!(!text.contains(&clock), "{clock} in {}", source.display());
+            }
+        }
+        let boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+        let passed = super::now().checked_sub(boot.into());
+        assert!(passed.is_some_and(|passed| passed.as_secs() < 60));
+    }
+}
