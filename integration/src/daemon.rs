@@ -22,13 +22,16 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The `overlayd` command of this very build: a binary of this package, which cargo builds before it
-/// runs the tests, beside them.
+/// runs the tests, beside them. The environment's `OVERLAYD_UNDER_TEST` names another, such as a release build.
 ///
 /// # Panics
 /// If it is not there.
 pub fn overlayd_bin() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("OVERLAYD_UNDER_TEST") {
+            return named.into();
+        }
         // target/<profile>/deps/<test>
         let test = std::env::current_exe().expect("the test's own path");
         let profile = test

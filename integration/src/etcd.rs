@@ -18,11 +18,16 @@ pub const PREFIX: &str = "/coreos.com/network";
 /// How long etcd may take to start or to do what it is told.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An etcd of one member. Dropped, it is killed, and its data goes.
+/// A member of an etcd cluster, mostly its only one. Dropped, it is killed, and its data goes.
 #[derive(Debug)]
 pub struct Etcd {
     netns: NetNs,
+    name: String,
     address: String,
+    /// Names and peer URLs of all that it starts with.
+    cluster: String,
+    /// Does it join a cluster that is there?
+    joins: bool,
     tls: Option<Tls>,
     user: Option<String>,
     directory: TempDir,
@@ -54,25 +59,87 @@ impl Etcd {
     /// # Panics
     /// If it does not start.
     pub fn start_with(bed: &Bed, tls: Option<Tls>) -> Self {
+        let mut etcd = Self::prepare(bed, "one", 254);
+        etcd.tls = tls;
+        etcd.run();
+        etcd
+    }
+
+    /// Starts a cluster of three members, at 10.99.0.251 to 253.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn cluster(bed: &Bed) -> Vec<Self> {
+        let prepare = |(name, host)| Self::prepare(bed, name, host);
+        let mut members: Vec<Self> = [("one", 251), ("two", 252), ("three", 253)]
+            .map(prepare)
+            .into();
+        let all: Vec<String> = members
+            .iter()
+            .map(|member| member.cluster.clone())
+            .collect();
+        for member in &mut members {
+            member.cluster = all.join(",");
+            member.launch();
+        }
+        members.iter().for_each(Self::await_answer);
+        members
+    }
+
+    /// Adds a member at 10.99.0.`host` to the cluster of this one.
+    ///
+    /// # Panics
+    /// If the cluster does not take it.
+    pub fn add(&self, bed: &Bed, name: &str, host: u8) -> Self {
+        let mut member = Self::prepare(bed, name, host);
+        let peer = format!("--peer-urls=http://{}:2380", member.address);
+        self.ctl_in_time(&["member", "add", name, &peer]);
+        let text = self.ctl(&["member", "list"]);
+        // `ID, started, NAME, PEER URLS, CLIENT URLS, false`; the new one has no name yet.
+        let others = text.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split(", ").collect();
+            (!fields[2].is_empty()).then(|| format!("{}={}", fields[2], fields[3]))
+        });
+        let all: Vec<String> = others.chain([member.cluster.clone()]).collect();
+        (member.cluster, member.joins) = (all.join(","), true);
+        member.run();
+        member
+    }
+
+    /// Takes another member out of the cluster of this one. It ends by itself.
+    ///
+    /// # Panics
+    /// If etcd refuses.
+    pub fn remove(&self, member: &Etcd) {
+        let text = self.ctl(&["member", "list"]);
+        let name = format!(", {}, ", member.name);
+        let line = text.lines().find(|line| line.contains(&name));
+        let id = line.and_then(|line| line.split(',').next());
+        self.ctl_in_time(&["member", "remove", id.expect("it is a member")]);
+    }
+
+    fn prepare(bed: &Bed, name: &str, host: u8) -> Self {
         let netns = bed.underlay().clone();
+        let address = format!("10.99.0.{host}");
         let there = probe::command(&netns, "ip -4 -o addr show dev br0");
-        if !there.contains("10.99.0.254") {
-            probe::command(&netns, "ip addr add 10.99.0.254/24 dev br0");
+        if !there.contains(&format!("{address}/")) {
+            probe::command(&netns, &format!("ip addr add {address}/24 dev br0"));
             probe::command(&netns, "ip link set lo up");
         }
-        let mut etcd = Etcd {
+        Etcd {
             netns,
-            address: "10.99.0.254".into(),
-            tls,
+            name: name.to_owned(),
+            cluster: format!("{name}=http://{address}:2380"),
+            address,
+            joins: false,
+            tls: None,
             user: None,
             directory: tempfile::Builder::new()
                 .prefix(bed.prefix())
                 .tempdir()
                 .expect("a directory for etcd"),
             child: None,
-        };
-        etcd.run();
-        etcd
+        }
     }
 
     /// Its address on the underlay.
@@ -81,6 +148,11 @@ impl Etcd {
     /// Never: it is one.
     pub fn ip(&self) -> IpAddr {
         self.address.parse().expect("an address")
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
     }
 
     /// Where clients reach it.
@@ -94,11 +166,24 @@ impl Etcd {
     /// # Panics
     /// If it does not answer in time.
     pub fn run(&mut self) {
+        self.launch();
+        self.await_answer();
+    }
+
+    fn launch(&mut self) {
         let log = File::create(self.directory.path().join("log")).expect("etcd's log");
-        let (client, peer) = (self.endpoint(), "http://127.0.0.1:2380");
+        let (client, peer) = (self.endpoint(), format!("http://{}:2380", self.address));
+        let state = if self.joins { "existing" } else { "new" };
         let mut command = Command::new("/usr/bin/etcd");
         command
-            .args(["--name", "one", "--log-level", "error", "--logger", "zap"])
+            .args([
+                "--name",
+                &self.name,
+                "--log-level",
+                "error",
+                "--logger",
+                "zap",
+            ])
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
             .args([
@@ -109,11 +194,12 @@ impl Etcd {
             ])
             .args([
                 "--listen-peer-urls",
-                peer,
+                &peer,
                 "--initial-advertise-peer-urls",
-                peer,
+                &peer,
             ])
-            .args(["--initial-cluster", "one=http://127.0.0.1:2380"])
+            .args(["--initial-cluster", &self.cluster])
+            .args(["--initial-cluster-state", state])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -124,6 +210,9 @@ impl Etcd {
             }
         }
         self.child = Some(self.netns.spawn(command).expect("start etcd"));
+    }
+
+    fn await_answer(&self) {
         let end = Instant::now() + PATIENCE;
         while let Err(why) = self.try_ctl(&["get", "is-it-there"]) {
             assert!(Instant::now() < end, "etcd does not answer: {why}");
@@ -152,6 +241,15 @@ impl Etcd {
     pub fn ctl(&self, args: &[&str]) -> String {
         self.try_ctl(args)
             .unwrap_or_else(|error| panic!("etcdctl {args:?}: {error}"))
+    }
+
+    /// The same, again and again: for some seconds after one change of members etcd refuses the next.
+    fn ctl_in_time(&self, args: &[&str]) {
+        let end = Instant::now() + PATIENCE;
+        while let Err(why) = self.try_ctl(args) {
+            assert!(Instant::now() < end, "etcdctl {args:?}: {why}");
+            sleep(Duration::from_millis(200));
+        }
     }
 
     fn try_ctl(&self, args: &[&str]) -> Result<String, String> {
@@ -197,6 +295,30 @@ impl Etcd {
     /// If etcd refuses.
     pub fn put(&self, key: &str, value: &str) {
         self.ctl(&["put", &format!("{PREFIX}/subnets/{key}"), value]);
+    }
+
+    /// Writes a key under `<prefix>/subnets/`, with a lease of a day, as flanneld and overlayd do.
+    ///
+    /// # Panics
+    /// If etcd refuses.
+    pub fn lease(&self, key: &str, value: &str) {
+        // `lease 694d7f0c granted with TTL(86400s)`
+        let said = self.ctl(&["lease", "grant", "86400"]);
+        let id = said.split(' ').nth(1).expect("etcdctl names the lease");
+        let key = format!("{PREFIX}/subnets/{key}");
+        self.ctl(&["put", &format!("--lease={id}"), &key, value]);
+    }
+
+    /// In which revision a key under `<prefix>/subnets/` was made: it changes when the key has been gone.
+    ///
+    /// # Panics
+    /// If there is no such key.
+    pub fn made(&self, key: &str) -> i64 {
+        let text = self.ctl(&["get", &format!("{PREFIX}/subnets/{key}"), "-w", "json"]);
+        let answer: Value = serde_json::from_str(&text).expect("etcdctl writes JSON");
+        answer["kvs"][0]["create_revision"]
+            .as_i64()
+            .expect("the key is there")
     }
 
     /// Deletes a key under `<prefix>/subnets/`.

@@ -297,6 +297,30 @@ pub enum Store {
     Etcd(Box<EtcdStore>),
 }
 
+impl Store {
+    /// The keys in the file, and whether they differ.
+    fn diff(&self, new: &Store) -> Vec<(&'static str, bool)> {
+        match (self, new) {
+            (Store::File { path }, Store::File { path: other }) => {
+                vec![("store.path", path != other)]
+            }
+            (Store::Etcd(old), Store::Etcd(new)) => vec![
+                ("store.endpoints", old.endpoints != new.endpoints),
+                ("store.prefix", old.prefix != new.prefix),
+                ("store.ca-file", old.ca_file != new.ca_file),
+                ("store.cert-file", old.cert_file != new.cert_file),
+                ("store.key-file", old.key_file != new.key_file),
+                ("store.username", old.username != new.username),
+                ("store.password-file", old.password != new.password),
+                ("store.renew-margin", old.renew_margin != new.renew_margin),
+                ("store.lease-ttl", old.lease_ttl != new.lease_ttl),
+                ("store.saved-table", old.saved_table != new.saved_table),
+            ],
+            _ => vec![("store.type", true)],
+        }
+    }
+}
+
 /// How to reach etcd, and what to write there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdStore {
@@ -465,13 +489,6 @@ impl Config {
                 "datapath.udp6-zero-checksum",
                 self.datapath.udp6_zero_checksum != new.datapath.udp6_zero_checksum,
             ),
-            (
-                match (&self.store, &new.store) {
-                    (Store::File { .. }, Store::File { .. }) => "store.path",
-                    _ => "store",
-                },
-                self.store != new.store,
-            ),
             ("store.subnet-file", self.subnet_file != new.subnet_file),
             (
                 "firewall.ip-masq",
@@ -492,10 +509,19 @@ impl Config {
             ),
             ("log.format", self.log.format != new.log.format),
         ];
+        let lengths = |config: &Config| (config.network, config.subnet_len, config.ipv6_subnet_len);
+        // A lease that was taken stays where it is; and a file hands out none.
+        let pool = (
+            "network.subnet-min to subnet-max",
+            matches!(self.store, Store::Etcd(_))
+                && lengths(self) == lengths(new)
+                && self.pool != new.pool,
+        );
+        let store = self.store.diff(&new.store);
+        let differs = differs.into_iter().chain([pool]).chain(store);
         differs
-            .iter()
             .filter(|(_, differs)| *differs)
-            .map(|(name, _)| *name)
+            .map(|(name, _)| name)
             .collect()
     }
 }

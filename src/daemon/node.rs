@@ -143,27 +143,29 @@ pub(super) fn log_objections(objections: &[Objection], known: &[Objection]) {
     }
 }
 
+/// The peers' leases by their public IPs.
+fn by_ip(peers: &[(PeerLeases, Arc<PeerCounters>)]) -> HashMap<IpAddr, &Lease> {
+    let leases = peers.iter().map(|(peer, _)| &peer.lease);
+    let each = leases.flat_map(|lease| lease.endpoint().ips().map(move |ip| (ip, lease)));
+    each.collect()
+}
+
+/// The lease among these of the node that has this one.
+fn find<'a>(among: &HashMap<IpAddr, &'a Lease>, lease: &Lease) -> Option<&'a Lease> {
+    let mut ips = lease.endpoint().ips();
+    ips.find_map(|ip| among.get(&ip).copied())
+}
+
 pub(super) fn log_changes(
     old: &[(PeerLeases, Arc<PeerCounters>)],
     new: &[(PeerLeases, Arc<PeerCounters>)],
 ) {
-    let by_ip = |of: &'_ [(PeerLeases, Arc<PeerCounters>)]| -> HashMap<IpAddr, Lease> {
-        let leases = of.iter().map(|(peer, _)| &peer.lease);
-        let each = leases.flat_map(|lease| lease.endpoint().ips().map(|ip| (ip, lease.clone())));
-        each.collect()
-    };
     let (before, after) = (by_ip(old), by_ip(new));
-    let find = |among: &HashMap<IpAddr, Lease>, lease: &Lease| {
-        lease
-            .endpoint()
-            .ips()
-            .find_map(|ip| among.get(&ip).cloned())
-    };
     let mut lines = Vec::new();
     for (peer, _) in new {
         match find(&before, &peer.lease) {
             None => lines.push(format!("peer added: {}", peer.lease)),
-            Some(lease) if lease != peer.lease => {
+            Some(lease) if *lease != peer.lease => {
                 lines.push(format!("peer changed: {lease} is now {}", peer.lease));
             }
             Some(_) => {}

@@ -4,6 +4,7 @@ use encap::Family::V4;
 use integration::bed::{Bed, Spec, Underlay};
 use integration::etcd::Etcd;
 use integration::probe;
+use nix::sys::signal::Signal;
 use overlayd::lab::traffic::Flow;
 
 use super::*;
@@ -216,6 +217,60 @@ fn one_s_own_lease_is_stolen() {
         .find(|(there, _)| *there == key(&own))
         .unwrap();
     assert!(stolen.1.contains("10.99.0.66"), "{stolen:?}");
+}
+
+/// Stopped for longer than its lease lives, it wakes up to find another node's value under its key.
+#[test]
+fn one_s_own_lease_is_stolen_while_asleep() {
+    let (bed, etcd) = bare(2);
+    let short = etcd.config(bed.node(1)).set("store.lease-ttl", 5);
+    let daemons = [
+        Daemon::launch(bed.node(1), &short),
+        start(bed.node(2), &etcd),
+    ];
+    await_daemon(&daemons[0]);
+    until("whole", || whole(&daemons).then_some(()));
+    let own = subnet(&daemons[0]);
+    daemons[0].signal(Signal::SIGSTOP);
+    until("expired", || {
+        (!etcd.subnets().iter().any(|(there, _)| *there == key(&own))).then_some(())
+    });
+    let thief = r#"{"PublicIP":"10.99.0.66","BackendType":"vxlan"}"#;
+    etcd.put(&key(&own), thief);
+    daemons[0].signal(Signal::SIGCONT);
+    until("another", || (subnet(&daemons[0]) != own).then_some(()));
+    daemons[0].wait_for("well again", |status| status["state"] == "ok");
+    let log = daemons[0].log();
+    assert!(log.contains("has passed to 10.99.0.66"), "{log}");
+    let all = etcd.subnets();
+    assert!(all.contains(&(key(&own), thief.into())), "{all:?}");
+    until("node 2 knows", || {
+        let peers = peers(&daemons[1]);
+        (peers.contains(&own) && peers.contains(&subnet(&daemons[0]))).then_some(())
+    });
+}
+
+/// Stolen, and no other is free: the node says so, keeps what it lives by, and takes the first that comes free.
+#[test]
+fn one_s_own_lease_is_stolen_and_no_other_is_free() {
+    let (bed, etcd) = bare(1);
+    etcd.configure(r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.5.0","SubnetMax":"10.244.5.0","Backend":{"Type":"vxlan"}}"#);
+    let daemon = start(bed.node(1), &etcd);
+    etcd.put(
+        "10.244.5.0-24",
+        r#"{"PublicIP":"10.99.0.66","BackendType":"vxlan"}"#,
+    );
+    let status = daemon.wait_for("it says why", |status| {
+        status["reasons"].to_string().contains("all 1 are taken")
+    });
+    assert_eq!(status["state"], "degraded", "{status:#}");
+    let log = daemon.log();
+    assert!(log.contains("all 1 are taken"), "{log}");
+    etcd.delete("10.244.5.0-24");
+    daemon.wait_for("well again", |status| status["state"] == "ok");
+    assert_eq!(subnet(&daemon), "10.244.5.0/24");
+    assert!(etcd.subnets()[0].1.contains("10.99.0.1"));
+    daemon.stop();
 }
 
 #[test]

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod changes;
 mod commands;
 mod faults;
+mod members;
 mod schema;
 
 use std::collections::BTreeSet;
@@ -74,6 +76,18 @@ fn whole(daemons: &[Daemon]) -> bool {
             let is_new = all.insert(subnet(daemon));
             is_new && all == own && daemon.status()["state"] == "ok"
         })
+}
+
+/// Leases to each node of the bed the subnet that its pod lives in, as an earlier life of it would have left it.
+fn lease_pods(bed: &Bed, etcd: &Etcd) {
+    for node in bed.nodes() {
+        let net = node.subnet(encap::Family::V4).to_string();
+        let ip = node.public_ip(encap::Family::V4);
+        etcd.lease(
+            &key(&net),
+            &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan"}}"#),
+        );
+    }
 }
 
 /// Reserves to each node of the bed the subnet that its pod lives in.

@@ -8,9 +8,9 @@ use integration::probe;
 use super::*;
 
 #[test]
-fn eight_nodes_start_in_the_same_instant() {
+fn sixteen_nodes_start_in_the_same_instant() {
     let bed = Bed::with(&Spec {
-        nodes: 8,
+        nodes: 16,
         pods: false,
         ..Spec::default()
     });
@@ -27,10 +27,10 @@ fn eight_nodes_start_in_the_same_instant() {
     until("all distinct, all known to all", || {
         whole(&daemons).then_some(())
     });
-    assert_eq!(etcd.subnets().len(), 8);
+    assert_eq!(etcd.subnets().len(), 16);
     daemons.into_iter().for_each(Daemon::stop);
     // As with flanneld, the leases outlive the daemons.
-    assert_eq!(etcd.subnets().len(), 8);
+    assert_eq!(etcd.subnets().len(), 16);
 }
 
 #[test]

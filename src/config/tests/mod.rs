@@ -493,28 +493,32 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         "network.net-conf",
         "backend.mode",
         "datapath.engine",
-        "store.type",
-        // Another way to a name.
+        // Another way to a name, and to a password.
+        "store.password",
         "device.flannel-name",
     ];
     // They mean something to the etcd store only.
+    let pool = "network.subnet-min to subnet-max";
     let of_etcd = [
-        // Without effect on a file.
-        "network.subnet-min",
-        "network.subnet-max",
-        "network.ipv6-subnet-min",
-        "network.ipv6-subnet-max",
-        "store.endpoints",
-        "store.prefix",
-        "store.ca-file",
-        "store.cert-file",
-        "store.key-file",
-        "store.username",
-        "store.password-file",
-        "store.password",
-        "store.renew-margin",
-        "store.lease-ttl",
-        "store.saved-table",
+        ("network.subnet-min", "10.244.5.0", pool),
+        ("network.subnet-max", "10.244.5.0", pool),
+        ("network.ipv6-subnet-min", "fd00:0:0:5::", pool),
+        ("network.ipv6-subnet-max", "fd00:0:0:5::", pool),
+        (
+            "store.endpoints",
+            "http://192.0.2.9:2379",
+            "store.endpoints",
+        ),
+        ("store.prefix", "/other", "store.prefix"),
+        ("store.ca-file", "/other.pem", "store.ca-file"),
+        ("store.cert-file", "/other.pem", "store.cert-file"),
+        ("store.key-file", "/other.key", "store.key-file"),
+        ("store.username", "other", "store.username"),
+        ("store.password-file", "/other.txt", "store.password-file"),
+        ("store.renew-margin", "30", "store.renew-margin"),
+        ("store.lease-ttl", "7200", "store.lease-ttl"),
+        ("store.saved-table", "/other.saved", "store.saved-table"),
+        ("store.type", "file", "store.type"),
     ];
     let base = Overrides::default()
         .set("network.network", "10.244.0.0/16")
@@ -534,17 +538,28 @@ fn a_change_needs_a_restart_or_is_taken_up() {
     for opt in OPTIONS {
         let name = opt.name();
         let Some((_, other)) = others.iter().find(|(known, _)| *known == name) else {
-            let known = one_value.iter().chain(&of_etcd);
-            assert!(
-                known.into_iter().any(|known| *known == name),
-                "{name} is not tested"
-            );
+            let mut known = one_value
+                .iter()
+                .chain(of_etcd.iter().map(|(name, ..)| name));
+            assert!(known.any(|known| *known == name), "{name} is not tested");
             continue;
         };
         let new = load(&base.clone().set(&name, *other));
         assert_ne!(old, new, "{name}");
         let expected: Vec<&str> = if opt.reload { Vec::new() } else { vec![&name] };
         assert_eq!(old.diff_needs_restart(&new), expected, "{name}");
+    }
+    let base = base
+        .set("store.type", "etcd")
+        .set("store.endpoints", "https://192.0.2.1:2379")
+        .set("store.cert-file", "/cert.pem")
+        .set("store.key-file", "/key.pem")
+        .set("store.ca-file", "/ca.pem")
+        .set("store.username", "node");
+    let old = load(&base);
+    for (name, other, said) in of_etcd {
+        let new = load(&base.clone().set(name, other));
+        assert_eq!(old.diff_needs_restart(&new), [said], "{name}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! One connection to one member of an etcd cluster: the machine's actions as requests.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -10,6 +11,7 @@ use etcd_client::{
     Identity, KeyValue, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
     WatchStream,
 };
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::timeout;
 
 use crate::config::{EtcdStore, Password};
@@ -21,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// Keys in one answer; the rest comes with the next.
 const PAGE: i64 = 2000;
+/// Questions that are on their way together, where each lease needs one.
+const AT_ONCE: usize = 64;
 
 /// A failure of the connection, in words.
 pub(super) type Failed = String;
@@ -201,12 +205,21 @@ impl Connection {
         }
     }
 
-    /// How long an etcd lease still lives.
-    pub(super) async fn time_to_live(&mut self, lease: i64) -> Result<Duration, Failed> {
-        let answer = within(self.client.lease_time_to_live(lease, None)).await?;
-        Ok(Duration::from_secs(
-            u64::try_from(answer.ttl()).unwrap_or(0),
-        ))
+    /// How long each of these etcd leases still lives.
+    pub(super) async fn times_to_live(
+        &self,
+        leases: &BTreeSet<i64>,
+    ) -> Result<HashMap<i64, Duration>, Failed> {
+        let ask = |&lease: &i64| {
+            let mut client = self.client.clone();
+            async move {
+                let answer = within(client.lease_time_to_live(lease, None)).await?;
+                let left = u64::try_from(answer.ttl()).unwrap_or(0);
+                Ok((lease, Duration::from_secs(left)))
+            }
+        };
+        let answers = stream::iter(leases.iter().map(ask));
+        answers.buffer_unordered(AT_ONCE).try_collect().await
     }
 
     fn lease_key(&self, kv: &KeyValue) -> Option<Kv> {

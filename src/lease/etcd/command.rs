@@ -74,21 +74,17 @@ impl Store {
     /// # Errors
     /// What the store said.
     pub async fn list(&mut self) -> Result<Vec<Listed>, String> {
-        let mut listed = Vec::new();
-        for kv in self.kvs().await? {
-            let left = match kv.lease {
-                0 => None,
-                id => Some(self.connection.time_to_live(id).await?),
-            };
-            listed.push(Listed {
-                lease: schema::decode(&kv.key, &kv.value),
-                key: kv.key,
-                left,
-                create_revision: kv.create_revision,
-                mod_revision: kv.mod_revision,
-            });
-        }
-        Ok(listed)
+        let kvs = self.kvs().await?;
+        let ids = kvs.iter().map(|kv| kv.lease).filter(|id| *id != 0);
+        let left = self.connection.times_to_live(&ids.collect()).await?;
+        let listed = kvs.into_iter().map(|kv| Listed {
+            lease: schema::decode(&kv.key, &kv.value),
+            left: left.get(&kv.lease).copied(),
+            key: kv.key,
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+        });
+        Ok(listed.collect())
     }
 
     /// Makes a lease one that does not end: of the node that holds the subnets, or of `node`'s public IPs.

@@ -131,6 +131,7 @@ impl Handle {
         let task = Task {
             store,
             machine,
+            public: None,
             connection: None,
             attempts: 0,
             shown: u64::MAX,
@@ -200,6 +201,8 @@ fn now() -> Duration {
 struct Task {
     store: EtcdStore,
     machine: Machine,
+    /// The public IPs of the lease that is wanted.
+    public: Option<fdb::Endpoint>,
     connection: Option<Connection>,
     attempts: usize,
     /// The generation that others see.
@@ -232,7 +235,7 @@ impl Task {
             let wake = self.wake(last_shown);
             tokio::select! {
                 request = inbox.recv() => match request {
-                    Some(Request::Want(wanted)) => self.machine.want(*wanted),
+                    Some(Request::Want(wanted)) => self.want(*wanted),
                     Some(Request::Release) => self.machine.release(),
                     Some(Request::End) | None => return self.save().await,
                 },
@@ -251,6 +254,17 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// What the node wants to hold. A node that has moved has taken the connection's address with it: waiting for the
+    /// connection to fail would take seconds.
+    fn want(&mut self, wanted: Wanted) {
+        let public = wanted.attributes.endpoint();
+        if self.public.replace(public).is_some_and(|old| old != public) {
+            self.connection = None;
+            self.machine.reconnect(now());
+        }
+        self.machine.want(wanted);
     }
 
     /// When to look again at the latest.
@@ -384,5 +398,46 @@ async fn news(connection: &mut Option<Connection>) -> Result<News, String> {
     match connection {
         Some(connection) => connection.news().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    /// Every file of Rust below this folder.
+    fn sources(folder: PathBuf) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        let of = |path: PathBuf| match path.is_dir() {
+            true => sources(path),
+            false => vec![path],
+        };
+        entries.flat_map(|entry| of(entry.path())).collect()
+    }
+
+    /// A lease lives by the time that passes. Whoever sets the clock, by a day forward or back, changes nothing: it is
+    /// never asked.
+    #[test]
+    fn no_clock_is_read_that_people_can_set() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/lease");
+        let sources = sources(folder);
+        assert!(sources.len() > 10, "{sources:?}");
+        // Parted, so that this file does not find itself.
+        let clocks = [
+            ["System", "Time"],
+            ["UNIX_", "EPOCH"],
+            ["CLOCK_", "REALTIME"],
+            ["gettime", "ofday"],
+        ];
+        for source in sources {
+            let text = fs::read_to_string(&source).unwrap();
+            for clock in clocks.map(|parts| parts.concat()) {
+                assert!(!text.contains(&clock), "{clock} in {}", source.display());
+            }
+        }
+        let boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+        let passed = super::now().checked_sub(boot.into());
+        assert!(passed.is_some_and(|passed| passed.as_secs() < 60));
     }
 }

@@ -262,7 +262,8 @@ impl Own {
             .held
             .as_ref()
             .and_then(|held| table.get(&held.key))
-            .filter(|entry| self.is_mine(entry));
+            // Written by us, under another public IP perhaps: the node has moved.
+            .filter(|entry| self.is_mine(entry) || self.ids.contains(&entry.kv.lease));
         if self.released {
             let entry = held
                 .filter(|entry| self.ids.contains(&entry.kv.lease))?
