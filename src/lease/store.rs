@@ -160,7 +160,19 @@ impl LeaseStore {
                 }
                 loaded
             }
-            LeaseStore::Etcd { handle, .. } => Ok(handle.seen().leases.to_vec()),
+            LeaseStore::Etcd { handle, .. } => {
+                let seen = handle.seen();
+                // Between two leases, such as when the old one was stolen, there is no table of ours to make.
+                let has_own = |own: &Lease| seen.leases.contains(own);
+                if seen.own.as_ref().is_some_and(has_own) {
+                    return Ok(seen.leases.to_vec());
+                }
+                let troubles: Vec<&str> = seen.troubles.iter().map(|t| &*t.what).collect();
+                Err(match troubles.is_empty() {
+                    true => "this node has no lease in etcd at the moment".to_owned(),
+                    false => troubles.join("; "),
+                })
+            }
         }
     }
 

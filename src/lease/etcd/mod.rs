@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Lease;
-use super::machine::{Action, Event, Figures, Machine, Settings, Wanted};
+use super::machine::{Action, Event, Figures, Machine, Note, Settings, Wanted};
 use super::saved::{self, NoSaved};
 use crate::config::EtcdStore;
 use client::{Connection, News};
@@ -218,7 +218,10 @@ impl Task {
         loop {
             let action = self.machine.poll(now());
             while let Some(note) = self.machine.note_to_log() {
-                tracing::warn!("{note}");
+                match note {
+                    Note::News(text) => tracing::info!("{text}"),
+                    Note::Trouble(text) => tracing::warn!("{text}"),
+                }
             }
             if last_shown.elapsed() >= SHOW {
                 self.show(&show);

@@ -42,7 +42,7 @@ use own::Own;
 use table::Table;
 
 pub use words::{
-    Action, Change, Event, Figures, Kv, Put, Saved, Settings, Trouble, View, Wanted, Write,
+    Action, Change, Event, Figures, Kv, Note, Put, Saved, Settings, Trouble, View, Wanted, Write,
 };
 
 /// The first wait after a failure; it doubles.
@@ -91,7 +91,7 @@ pub struct Machine {
     figures: Figures,
     /// What was last said of the own lease.
     noticed: (Option<String>, Option<Lease>),
-    notes: VecDeque<String>,
+    notes: VecDeque<Note>,
 }
 
 impl Machine {
@@ -194,10 +194,10 @@ impl Machine {
                 self.link = Link::Up { since: now };
                 if let Some(outage) = self.outage.take() {
                     let lasted = now.saturating_sub(outage.since);
-                    self.note(format!(
+                    self.note(Note::News(format!(
                         "the store is in reach again, after {:.0?}",
                         Duration::from_secs(lasted.as_secs())
-                    ));
+                    )));
                 }
             }
             Event::Changes { revision, changes } => self.changed(revision, changes),
@@ -267,9 +267,9 @@ impl Machine {
         match &mut self.outage {
             Some(outage) => outage.what = why,
             None => {
-                self.note(format!(
+                self.note(Note::Trouble(format!(
                     "the store is out of reach: {why}; the last known leases stay in force"
-                ));
+                )));
                 self.outage = Some(Trouble {
                     what: why,
                     since: now,
@@ -310,10 +310,10 @@ impl Machine {
             self.ghosts = peers.filter_map(|entry| entry.lease.clone()).collect();
             self.ghosts_end = now + GRACE;
             if !self.ghosts.is_empty() {
-                self.note(format!(
+                self.note(Note::Trouble(format!(
                     "the store has forgotten {} nodes meanwhile: they are kept for {GRACE:?}",
                     self.ghosts.len()
-                ));
+                )));
             }
         }
         self.generation += 1;
@@ -375,11 +375,11 @@ impl Machine {
         let (old_trouble, old_lease) =
             std::mem::replace(&mut self.noticed, (trouble.clone(), lease.clone()));
         if trouble != old_trouble {
-            self.notes.extend(trouble);
+            self.notes.extend(trouble.map(Note::Trouble));
         }
         if lease != old_lease {
             let line = lease.map(|lease| format!("this node's lease is {lease}"));
-            self.notes.extend(line);
+            self.notes.extend(line.map(Note::News));
         }
         self.generation += 1;
     }
@@ -441,12 +441,12 @@ impl Machine {
     }
 
     /// What there is to log: what changed for better or worse, never more than one line for each turn.
-    pub fn note_to_log(&mut self) -> Option<String> {
+    pub fn note_to_log(&mut self) -> Option<Note> {
         self.notes.pop_front()
     }
 
-    fn note(&mut self, text: String) {
-        self.notes.push_back(text);
+    fn note(&mut self, note: Note) {
+        self.notes.push_back(note);
     }
 
     /// All leases in order of precedence, and what there is to say about them.

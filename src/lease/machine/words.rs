@@ -175,6 +175,15 @@ pub struct Trouble {
     pub since: Duration,
 }
 
+/// Something to be said in the log, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// How things are now.
+    News(String),
+    /// What is not as it should be.
+    Trouble(String),
+}
+
 /// Counts for people and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
