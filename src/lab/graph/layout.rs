@@ -73,6 +73,8 @@ pub(super) struct PlacedNode<'a> {
     pub frame: Frame,
     /// Of the underlay's line that it hangs on.
     pub bus: f64,
+    /// Of the second segment's line, which a router stands on.
+    pub below: Option<f64>,
     /// From top to bottom.
     pub boxes: Vec<Placed<'a>>,
     pub pods: Vec<PlacedPod<'a>>,
@@ -84,8 +86,8 @@ pub(super) struct Layout<'a> {
     pub width: f64,
     /// Of what is placed.
     pub height: f64,
-    /// The underlay's lines: one per row of nodes, at these heights.
-    pub buses: Vec<f64>,
+    /// The underlay's lines: one per row of nodes, at these heights; those of the second segment apart.
+    pub buses: [Vec<f64>; 2],
     lanes: usize,
 }
 
@@ -96,10 +98,13 @@ pub(super) fn number(count: usize) -> f64 {
 impl<'a> Layout<'a> {
     pub(super) fn of(picture: &'a Picture) -> Self {
         let nodes = &picture.topology.nodes;
-        let strangers = nodes.iter().position(|node| node.stranger);
-        let (nodes, strangers) = nodes.split_at(strangers.unwrap_or(nodes.len()));
-        let across = match nodes.len() {
-            0..=3 => nodes.len().max(1),
+        let of = |stranger: bool, beyond: bool| -> Vec<&Node> {
+            let same = |node: &&Node| (node.stranger, node.beyond) == (stranger, beyond);
+            nodes.iter().filter(same).collect()
+        };
+        let (near, strangers, far) = (of(false, false), of(true, false), of(false, true));
+        let across = match near.len().max(far.len()) {
+            count @ 0..=3 => count.max(1),
             4 => 2,
             _ => 3,
         };
@@ -107,14 +112,15 @@ impl<'a> Layout<'a> {
             nodes: Vec::new(),
             width: GAP + number(across) * (NODE + GAP),
             height: HEADLINE,
-            buses: Vec::new(),
+            buses: [Vec::new(), Vec::new()],
             lanes: picture.ways.len().min(LANES),
         };
-        for row in nodes.chunks(across).chain(strangers.chunks(across)) {
+        let rows = near.chunks(across).chain(strangers.chunks(across));
+        for row in rows.chain(far.chunks(across)) {
             let bus = layout.height + 24.0;
             let top = bus + DROP;
             let mut bottom = top;
-            for (node, column) in row.iter().zip(0..) {
+            for (&node, column) in row.iter().zip(0..) {
                 let x = GAP + number(column) * (NODE + GAP);
                 let placed = layout.node(node, x, top, bus);
                 bottom = bottom.max(placed.frame.bottom());
@@ -125,8 +131,13 @@ impl<'a> Layout<'a> {
             for placed in &mut layout.nodes[from..] {
                 placed.frame.height = bottom - top;
             }
-            layout.buses.push(bus);
+            let segment = usize::from(row.iter().any(|node| node.beyond));
+            layout.buses[segment].push(bus);
             layout.height = bottom + GAP;
+        }
+        let below = layout.buses[1].first().copied();
+        for placed in &mut layout.nodes {
+            placed.below = below.filter(|_| placed.node.foot.is_some());
         }
         layout
     }
@@ -141,6 +152,7 @@ impl<'a> Layout<'a> {
             (&node.tun, Point::Tun { node: n }),
             (&node.kernel, Point::Kernel { node: n }),
             (&node.bridge, Point::Bridge { node: n }),
+            (&node.foot, Point::Foot { node: n }),
         ];
         for (part, point) in parts {
             if let Some(part) = part {
@@ -176,6 +188,7 @@ impl<'a> Layout<'a> {
                 height: y + 4.0 - top,
             },
             bus,
+            below: None,
             boxes,
             pods,
         }
@@ -347,7 +360,11 @@ impl<'a> Layout<'a> {
         let end = |point: Point| {
             let node = self.node_of(point)?;
             let x = node.frame.x + INSET + self.lane_x(lane);
-            Some((x, node.bus + self.sideways(lane) / 2.0))
+            let bus = match point {
+                Point::Foot { .. } => node.below?,
+                _ => node.bus,
+            };
+            Some((x, bus + self.sideways(lane) / 2.0))
         };
         let (from, to) = (before.and_then(end), after.and_then(end));
         let (from, to) = match (from, to) {

@@ -66,8 +66,7 @@ impl Canvas {
                         )
                     })
                 }
-                (Point::Underlay, None) => layout
-                    .buses
+                (Point::Underlay, None) => layout.buses[0]
                     .first()
                     .map(|bus| (GAP, bus - 12.0, Anchor::Start)),
                 _ => None,

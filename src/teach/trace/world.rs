@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::kernel::{NetNs, Netlink};
-use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, Stage};
+use crate::lab::topology::{DEFAULT_NAME, Lab, Layer, Node, Pod, Stage};
 
 /// What a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Role {
     Node(u8),
     /// The lab's underlay.
     Underlay,
+    /// The router between the segments of the lab's underlay.
+    Router,
     /// This host.
     Host,
     /// A network namespace that hangs on this host, as a pod's does.
@@ -126,6 +128,14 @@ impl World {
             namespace: lab.place("underlay")?,
             socket: None,
         }];
+        if lab.spec().layer == Layer::L3 {
+            places.push(Place {
+                name: "router".into(),
+                role: Role::Router,
+                namespace: lab.place("router")?,
+                socket: None,
+            });
+        }
         for node in lab.nodes() {
             places.push(Place {
                 name: node.name.clone(),
@@ -318,7 +328,7 @@ fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
             ip: Some(ip),
         });
     }
-    bail!("the underlay is a cable: a packet starts and ends at a node or a pod");
+    bail!("a packet starts and ends at a node or a pod: {text} is on its way");
 }
 
 /// The pod of this name or address, if all its processes have ended.

@@ -10,7 +10,7 @@ use super::super::world::Role;
 use super::super::{Direction, Frame, Leg, Probe, Row, Source, Step};
 use super::cut::sum;
 use super::{State, Walk};
-use crate::lab::graph::Point;
+use crate::lab::graph::{Point, ROUTER};
 use crate::teach::capture::Link;
 
 impl Walk<'_> {
@@ -294,6 +294,7 @@ impl Walk<'_> {
         Some(match self.world.places[place].role {
             Role::Pod(node, pod) => Point::Pod { node, pod },
             Role::Underlay => Point::Underlay,
+            Role::Router => router_point(device),
             Role::Guest => Point::Pod {
                 node: 1,
                 pod: u8::try_from(place).ok()?,
@@ -326,6 +327,15 @@ impl Walk<'_> {
             (Step::Device | Step::Bridge, Some(_), _) => Point::Bridge { node },
             _ => Point::Kernel { node },
         }
+    }
+}
+
+/// A drawing shows the router as a box that hangs on one segment and stands on the other.
+fn router_point(device: Option<&str>) -> Point {
+    match device {
+        Some("eth1") => Point::Foot { node: ROUTER },
+        Some(_) => Point::Eth { node: ROUTER },
+        None => Point::Kernel { node: ROUTER },
     }
 }
 
