@@ -432,8 +432,7 @@ fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
                 )
             }))
         }),
-        tun: device
-            .then(|| Part::new("overlay0", "TUN").mtu(mtu).lines(base)),
+        tun: device.then(|| Part::new("overlay0", "TUN").mtu(mtu).lines(base)),
         kernel: Some(Part::new("kernel", "routes").lines(routes)),
         bridge: Some(Part::new("cni0", "bridge").mtu(mtu).lines(gateway)),
         pods: plan.pods.iter().map(|plan| pod(plan, mtu)).collect(),

@@ -23,8 +23,8 @@ use nix::unistd::Uid;
 
 pub use guests::{Guest, guests};
 pub use plan::{
-    Backend, DEFAULT_NAME, ETCD_PORT, ETCD_PREFIX, INTRUDER, IPV6_NETWORK, Layer, Leased, NETWORK, NodePlan,
-    PodPlan, Scenario, Segment, Spec, Store, Underlay,
+    Backend, DEFAULT_NAME, ETCD_PORT, ETCD_PREFIX, INTRUDER, IPV6_NETWORK, Layer, Leased, NETWORK,
+    NodePlan, PodPlan, Scenario, Segment, Spec, Store, Underlay,
 };
 pub use stage::{Stage, commands, removal};
 pub use status::{
@@ -196,12 +196,7 @@ impl Lab {
     }
 
     /// The daemons come first here: the pods' addresses follow from the subnets that they take.
-    fn build_on_etcd(
-        &mut self,
-        stages: &[Stage],
-        locked: &Locked,
-        stop: Stop<'_>,
-    ) -> Result<()> {
+    fn build_on_etcd(&mut self, stages: &[Stage], locked: &Locked, stop: Stop<'_>) -> Result<()> {
         self.wire(&[Stage::Isolated], stop)?;
         stop()?;
         self.write_files()?;

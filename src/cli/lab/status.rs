@@ -107,7 +107,7 @@ fn say_node(status: &Status, node: &NodeStatus, paint: Paint) {
     };
     let mark = match &node.state {
         _ if !node.present => paint.verdict(false),
-        Some(_) if !node.is_well() => paint.doubt(),
+        Some(_) if !node.is_well() || !node.refused.is_empty() => paint.doubt(),
         None if wanted => paint.verdict(false),
         _ => paint.verdict(true),
     };
@@ -116,6 +116,7 @@ fn say_node(status: &Status, node: &NodeStatus, paint: Paint) {
     for line in node
         .reasons
         .iter()
+        .chain(&node.refused)
         .flat_map(|reason| wrapped(reason, WIDTH))
     {
         say(format!("       {line}"));

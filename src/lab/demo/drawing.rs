@@ -8,13 +8,13 @@ use ipnet::IpNet;
 
 use crate::lab::topology::{Backend, Layer, NodePlan, Spec, Store, Underlay};
 
-/// Nodes side by side.
-const ACROSS: usize = 3;
+/// Columns of the whole, if it can be done.
+const PAGE: usize = 81;
 /// Nodes drawn; the others look alike.
 const DRAWN: usize = 6;
 /// Pods drawn on each node.
 const PODS: usize = 4;
-/// Columns of a node: a device's name and an IPv6 address.
+/// Columns of a node: a device's name and an IPv6 address of a lab whose subnets follow from numbers.
 const WIDTH: usize = 27;
 const LABEL: usize = 9;
 
@@ -29,24 +29,30 @@ pub fn topology(spec: &Spec) -> String {
 fn write_topology(to: &mut String, spec: &Spec) -> std::fmt::Result {
     let plans = spec.node_plans();
     let drawn = &plans[..plans.len().min(DRAWN)];
+    let columns: Vec<_> = drawn.iter().map(|node| column(spec, node)).collect();
+    let cells = columns.iter().flatten();
+    let widest = cells.map(|cell| cell.chars().count()).max();
+    let width = WIDTH.max(widest.unwrap_or_default() + 2);
+    let across = (PAGE / width).max(1);
     let segments = drawn.chunk_by(|one, next| one.segment == next.segment);
-    for row in segments.flat_map(|nodes| nodes.chunks(ACROSS)) {
-        let cable = format!("══╤{}", "═".repeat(WIDTH - 3)).repeat(row.len());
+    for row in segments.flat_map(|nodes| nodes.chunks(across)) {
+        let cable = format!("══╤{}", "═".repeat(width - 3)).repeat(row.len());
         let name = match (spec.layer, row) {
             (Layer::L3, [node, ..]) => format!(" {}", node.segment.bridge),
             _ => " underlay".to_owned(),
         };
-        let bare = row.len() * WIDTH - 2 - name.len();
-        writeln!(
+        let bare = row.len() * width - 2 - name.len();
+        writeln!(to, "{}{name}", cable.chars().take(bare).collect::<String>())?;
+        line(
             to,
-            "{}{name}",
-            cable.chars().take(bare).collect::<String>()
+            width,
+            row.iter().map(|node| format!("  │ {}", node.name)),
         )?;
-        line(to, row.iter().map(|node| format!("  │ {}", node.name)))?;
         let columns: Vec<Vec<String>> = row.iter().map(|node| column(spec, node)).collect();
         for i in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
             line(
                 to,
+                width,
                 columns
                     .iter()
                     .map(|column| column.get(i).cloned().unwrap_or_default()),
@@ -81,8 +87,8 @@ fn write_others(to: &mut String, spec: &Spec) -> std::fmt::Result {
     Ok(())
 }
 
-fn line(to: &mut String, cells: impl Iterator<Item = String>) -> std::fmt::Result {
-    let line: String = cells.map(|cell| format!("{cell:WIDTH$}")).collect();
+fn line(to: &mut String, width: usize, cells: impl Iterator<Item = String>) -> std::fmt::Result {
+    let line: String = cells.map(|cell| format!("{cell:width$}")).collect();
     writeln!(to, "{}", line.trim_end())
 }
 

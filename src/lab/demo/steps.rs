@@ -389,8 +389,9 @@ fn no_lease(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
     let free = |at: fn(u8) -> IpAddr| (0..=254).rev().map(at).find(|ip| !taken(*ip));
     let nowhere = [
         free(|n| Ipv4Addr::new(10, 244, n, 9).into()),
-        from.ipv6
-            .and_then(|_| free(|n| Ipv6Addr::new(0xfd00, 0x10, 0x244, n.into(), 0, 0, 0, 9).into())),
+        from.ipv6.and_then(|_| {
+            free(|n| Ipv6Addr::new(0xfd00, 0x10, 0x244, n.into(), 0, 0, 0, 9).into())
+        }),
     ];
     step.about = format!(
         "{} pings into a subnet of the overlay that is nobody's",
@@ -514,7 +515,7 @@ fn hop_text(stage: &Stage<'_>, hop: &Hop) -> String {
         Answer::Silent => "no answer".to_owned(),
     };
     let rtt = hop.rtt.map(ms).unwrap_or_default();
-    format!("{from:<18}{what:<20}{rtt}")
+    format!("{from:<17} {what:<20}{rtt}")
 }
 
 fn tcp_opts(stage: &Stage<'_>) -> TcpOpts {

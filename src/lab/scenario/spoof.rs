@@ -78,7 +78,9 @@ impl Forged<'_> {
             datagram.extend_from_slice(end.header(family, mac(to)).as_slice());
         }
         datagram.extend_from_slice(&inner);
-        let port = backend.port().context("without encapsulation there is nothing to forge")?;
+        let port = backend
+            .port()
+            .context("without encapsulation there is nothing to forge")?;
         let mut packet = Vec::new();
         PacketBuilder::ipv4(self.outer.octets(), to.octets(), 64)
             .udp(port, port)

@@ -397,7 +397,9 @@ impl Spec {
             );
         }
         if self.ipv6 && self.backend == Backend::Udp {
-            bail!("flannel's udp in etcd is of IPv4 alone: use vxlan, or pods without IPv6 (--no-ipv6)");
+            bail!(
+                "flannel's udp in etcd is of IPv4 alone: use vxlan, or pods without IPv6 (--no-ipv6)"
+            );
         }
         Ok(())
     }

@@ -100,6 +100,8 @@ pub struct NodeStatus {
     pub state: Option<String>,
     /// Why it is not well, or why it does not answer.
     pub reasons: Vec<String>,
+    /// Leases that it has not taken, and why: other nodes that it cannot reach.
+    pub refused: Vec<String>,
     /// The control socket of its overlayd.
     pub socket: PathBuf,
     /// The log of its overlayd.
@@ -143,6 +145,12 @@ impl NodeStatus {
                 let reasons = answer["reasons"].as_array().into_iter().flatten();
                 self.reasons = reasons.filter_map(text).collect();
                 self.state = text(&answer["state"]);
+                let refused = answer["refused"].as_array().into_iter().flatten();
+                let both = |one: &Value| Some((text(&one["subject"])?, text(&one["reason"])?));
+                let refused = refused.filter_map(both);
+                self.refused = refused
+                    .map(|(subject, reason)| format!("refused {subject}: {reason}"))
+                    .collect();
             }
             Err(error) => self.reasons = vec![error.to_string()],
         }
@@ -214,6 +222,7 @@ pub fn status(name: &str) -> Result<Status> {
         daemon: pid(&plan.name),
         state: None,
         reasons: Vec::new(),
+        refused: Vec::new(),
         socket: state::dir(name).join(&plan.name).join("overlayd.sock"),
         log: state::dir(name).join(&plan.name).join("overlayd.log"),
         pods: plan.pods.iter().map(pod).collect(),

@@ -59,9 +59,8 @@ impl NodePlan {
             ipv6_subnet,
         } = leased(spec, number);
         let ip = |host: u32| Ipv4Addr::from_bits(subnet.network().to_bits() | host);
-        let ipv6 = |host: u128| {
-            ipv6_subnet.map(|net| Ipv6Addr::from_bits(net.network().to_bits() | host))
-        };
+        let ipv6 =
+            |host: u128| ipv6_subnet.map(|net| Ipv6Addr::from_bits(net.network().to_bits() | host));
         let pod = |pod: u8| PodPlan {
             number: pod,
             name: format!("pod{pod}"),
@@ -149,7 +148,6 @@ pub(in crate::lab::topology) fn leases(spec: &Spec) -> String {
         .collect();
     format!("[\n{}\n]\n", lines.join(",\n"))
 }
-
 
 /// The sections of the configuration that all nodes share.
 fn network(spec: &Spec) -> String {

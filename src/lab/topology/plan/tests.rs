@@ -142,3 +142,73 @@ fn backends_have_the_names_of_the_configuration() {
             .contains("\"gre\"")
     );
 }
+
+#[test]
+fn behind_a_router_nodes_are_in_a_network_of_their_own() {
+    let spec = Spec {
+        layer: Layer::L3,
+        nodes: 4,
+        ..Spec::default()
+    };
+    let public: Vec<_> = spec
+        .node_plans()
+        .iter()
+        .map(|node| {
+            let ips = (node.public_ip.unwrap(), node.public_ipv6.unwrap());
+            format!("{} {} {}", node.segment.bridge, ips.0, ips.1)
+        })
+        .collect();
+    assert_eq!(
+        public,
+        [
+            "underlay0 10.99.0.1 fd99::1",
+            "underlay0 10.99.0.2 fd99::2",
+            "underlay1 10.99.1.3 fd99:0:0:1::3",
+            "underlay1 10.99.1.4 fd99:0:0:1::4"
+        ]
+    );
+    assert!(spec.namespaces().contains(&"lab-router".to_owned()));
+    let mut all = spec.namespaces();
+    all.push("lab-routers".into());
+    assert_eq!(namespaces_of("lab", all), spec.namespaces());
+}
+
+#[test]
+fn pods_live_in_what_their_node_has_leased() {
+    let mut spec = Spec {
+        store: Store::Etcd,
+        nodes: 1,
+        ..Spec::default()
+    };
+    spec.leased.push(Leased {
+        subnet: "10.244.77.0/24".parse().unwrap(),
+        ipv6_subnet: Some("fd00:10:244:beef::/64".parse().unwrap()),
+    });
+    let node = &spec.node_plans()[0];
+    assert_eq!(node.gateway.to_string(), "10.244.77.1");
+    let pod = &node.pods[1];
+    assert_eq!(pod.ip.to_string(), "10.244.77.3");
+    assert_eq!(pod.ipv6.unwrap().to_string(), "fd00:10:244:beef::3");
+    assert_eq!(
+        spec.etcd_endpoint().as_deref(),
+        Some("http://10.99.0.253:2379")
+    );
+    // What flannel reads: a program that knows no IPv6 must not find any.
+    spec.ipv6 = false;
+    assert_eq!(
+        spec.net_conf(),
+        r#"{"Backend":{"Type":"vxlan"},"Network":"10.244.0.0/16"}"#
+    );
+}
+
+#[test]
+fn a_lab_of_an_earlier_version_is_known() {
+    let mut old = serde_json::to_value(Spec::default()).unwrap();
+    for later in ["direct_routing", "layer", "store"] {
+        old.as_object_mut().unwrap().remove(later).unwrap();
+    }
+    assert_eq!(
+        serde_json::from_value::<Spec>(old).unwrap(),
+        Spec::default()
+    );
+}

@@ -305,14 +305,15 @@ impl Walk<'_> {
     }
 
     fn node_point(&self, node: u8, place: usize, device: Option<&str>, step: Step) -> Point {
-        let tun = self.after[place]
-            .daemon
-            .as_ref()
-            .map(|status| status.device.name.as_str());
         let underlay = self.after[place]
             .daemon
             .as_ref()
             .map(|status| status.device.underlay.as_str());
+        let tun = self.after[place]
+            .daemon
+            .as_ref()
+            .map(|status| status.device.name.as_str())
+            .filter(|name| Some(*name) != underlay);
         let pod = device
             .and_then(|name| name.strip_prefix("veth-pod"))
             .and_then(|number| number.parse().ok());
