@@ -317,7 +317,7 @@ fn over_a_router_vxlan_reaches_every_pod_and_the_router_is_a_hop() {
         ..Picture::default()
     };
     let picture = picture.to_string();
-    for word in [">router<", "underlay1 (", "10.99.1.254/24"] {
+    for word in [">router<", ">eth1", "underlay1 (", "10.99.1.254/24"] {
         assert!(picture.contains(word), "{word} is not in {picture}");
     }
     lab.close().unwrap();

@@ -161,8 +161,10 @@ pub enum Point {
         /// The router.
         node: u8,
     },
-    /// The underlay, between two nodes.
+    /// The underlay, between two nodes; its first segment, if it has two.
     Underlay,
+    /// The second segment of the underlay.
+    Beyond,
 }
 
 /// By what number a [`Point`] calls the router between two segments, as the last part of its addresses says. No node has
@@ -240,7 +242,7 @@ impl Point {
             | Self::Daemon { node }
             | Self::Foot { node }
             | Self::Eth { node } => Some(node),
-            Self::Underlay => None,
+            Self::Underlay | Self::Beyond => None,
         }
     }
 }
@@ -315,13 +317,13 @@ fn title(spec: &Spec) -> String {
         .map(|scenario| format!(", scenario {scenario}"));
     let ways = match spec.backend.port() {
         Some(port) if spec.direct_routing => {
-            format!("over UDP port {port}, and direct routes on one segment")
+            format!(" over UDP port {port}, and direct routes on one segment")
         }
-        Some(port) => format!("over UDP port {port}"),
-        None => "routes, no encapsulation".to_owned(),
+        Some(port) => format!(" over UDP port {port}"),
+        None => ", routes without encapsulation".to_owned(),
     };
     format!(
-        "lab {name:?}{}: {} {ways}",
+        "lab {name:?}{}: {}{ways}",
         scenario.unwrap_or_default(),
         spec.backend
     )

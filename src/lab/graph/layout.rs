@@ -267,12 +267,13 @@ impl<'a> Layout<'a> {
         let mut line: Vec<Spot> = Vec::new();
         let mut spots = Vec::new();
         let mut last: Option<Point> = None;
-        let there = |point: &Point| *point == Point::Underlay || self.spot(*point, lane).is_some();
+        let is_bus = |point: Point| matches!(point, Point::Underlay | Point::Beyond);
+        let there = |point: &Point| is_bus(*point) || self.spot(*point, lane).is_some();
         let points: Vec<Point> = points.iter().copied().filter(there).collect();
         for (i, &point) in points.iter().enumerate() {
             let before = points[..i].last().copied();
             let after = points.get(i + 1).copied();
-            if point == Point::Underlay {
+            if is_bus(point) {
                 if let Some(spot) = self.underlay(before, after, lane, &mut line) {
                     spots.push((point, spot));
                 }
@@ -336,7 +337,7 @@ impl<'a> Layout<'a> {
         let (Some(lower), Some(upper)) = (frame(lower), frame(upper)) else {
             return Vec::new();
         };
-        if node.node.tun.is_none() {
+        if node.node.tun.is_none() && node.node.daemon.is_none() {
             return Vec::new();
         }
         let left = lower.x + self.lane_x(lane);

@@ -278,6 +278,10 @@ impl Canvas {
             self.text(at, SMALL, Anchor::Start, false, fit(&label, room, SMALL));
         }
         for pair in placed.boxes.windows(2) {
+            // A daemon that only sets routes has no socket, and no device.
+            if placed.node.tun.is_none() && matches!(pair[1].point, Point::Daemon { .. }) {
+                continue;
+            }
             self.link(x, &pair[0], &pair[1]);
         }
         self.bypass(placed);

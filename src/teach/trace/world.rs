@@ -60,6 +60,8 @@ pub struct World {
     pub source: End,
     /// Where it is to go.
     pub destination: End,
+    /// The underlay's devices that belong to its second segment, behind the router.
+    pub beyond: Vec<String>,
     /// What a lab that is still being built gets next.
     pub unbuilt: Option<Unbuilt>,
 }
@@ -173,6 +175,7 @@ impl World {
         });
         let world = Self {
             lab: Some(name.clone()),
+            beyond: beyond(lab),
             unbuilt,
             source: End {
                 place: Some(start),
@@ -250,6 +253,7 @@ impl World {
         let destination = holder(to)?;
         Ok(Self {
             lab: None,
+            beyond: Vec::new(),
             unbuilt: None,
             source: End {
                 place: Some(start),
@@ -286,6 +290,17 @@ impl World {
     pub fn name(&self, place: usize) -> &str {
         &self.places[place].name
     }
+}
+
+/// The second segment's bridge, and what is plugged into it.
+fn beyond(lab: &Lab) -> Vec<String> {
+    let Some(segment) = lab.spec().segments().into_iter().nth(1) else {
+        return Vec::new();
+    };
+    let nodes = lab.nodes().iter().filter(|node| node.segment == segment);
+    let nodes = nodes.map(|node| node.name.clone());
+    let own = [segment.bridge, "router-eth1"].map(str::to_owned);
+    own.into_iter().chain(nodes).collect()
 }
 
 fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {

@@ -234,7 +234,7 @@ impl Walk<'_> {
         let six = if v4 { "" } else { "-6 " };
         let advice = if self.world.places[place].role == Role::Router {
             format!(
-                "a router knows the underlay's networks, and {dst} is none of them: without encapsulation nodes have to be on one segment (`overlayd routes`, on the node that sent it, names those that are not)"
+                "a router knows the underlay's networks, and {dst} is in none of them: if it is a pod's, the two nodes have to be on one segment, or the packet encapsulated (`overlayd routes`, on the node that sent it, says whom it cannot reach)"
             )
         } else if default || is_switching {
             format!(

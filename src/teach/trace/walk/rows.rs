@@ -293,7 +293,14 @@ impl Walk<'_> {
         }
         Some(match self.world.places[place].role {
             Role::Pod(node, pod) => Point::Pod { node, pod },
-            Role::Underlay => Point::Underlay,
+            Role::Underlay => {
+                let beyond = device.is_some_and(|name| self.world.beyond.iter().any(|b| b == name));
+                if beyond {
+                    Point::Beyond
+                } else {
+                    Point::Underlay
+                }
+            }
             Role::Router => router_point(device),
             Role::Guest => Point::Pod {
                 node: 1,
