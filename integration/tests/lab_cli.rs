@@ -404,7 +404,7 @@ fn what_makes_no_sense_is_refused() {
     refused(
         &["demo", "--backend", "gre"],
         2,
-        "[possible values: udp, vxlan]",
+        "[possible values: udp, vxlan, host-gw]",
     );
     refused(&["up", "--nodes", "251"], 2, "1..=250");
     refused(&["up", "--nodes", "0"], 2, "1..=250");

@@ -10,7 +10,7 @@ mod up;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::Uid;
 
@@ -18,7 +18,9 @@ use super::{Exit, LAB_NAME, complain, on_signal, say};
 use crate::config::Engine;
 use crate::lab::container::Container;
 use crate::lab::holder;
-use crate::lab::topology::{Backend, DEFAULT_NAME, Interrupted, Scenario, Spec, Stage, Underlay};
+use crate::lab::topology::{
+    Backend, DEFAULT_NAME, Interrupted, Layer, Scenario, Spec, Stage, Store, Underlay,
+};
 
 /// The name of the demo's lab: it must not meet one that stands.
 const DEMO_NAME: &str = "demo";
@@ -77,7 +79,7 @@ enum LabCommand {
                       Examples:\n  overlayd lab sh node1/pod2\n  overlayd lab sh node1 overlayd status"
     )]
     Sh {
-        /// Where: node1, node1/pod2, underlay, or (scenario spoof) intruder
+        /// Where: node1, node1/pod2, underlay; router, etcd, intruder in labs that have them
         #[arg(value_name = "NODE[/POD]")]
         place: String,
         /// The command and its arguments
@@ -168,18 +170,25 @@ struct Shape {
     /// How many pods on each node
     #[arg(long, value_name = "N", default_value_t = 2)]
     pods: u8,
-    /// The encapsulation between the nodes
+    /// The encapsulation between the nodes, or host-gw for none
     #[arg(long, value_enum, default_value_t = BackendArg::Vxlan)]
     backend: BackendArg,
+    /// With vxlan: nodes of one segment route to each other, without encapsulation
+    #[arg(long)]
+    direct_routing: bool,
+    /// Where the leases stand
+    #[arg(long, value_enum, default_value_t = StoreArg::File)]
+    store: StoreArg,
     /// How the daemons read and send packets
     #[arg(long, value_enum, default_value_t = EngineArg::Classic)]
     engine: EngineArg,
     /// MTU of the underlay, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1500)]
     underlay_mtu: u16,
-    /// IP families of the underlay [default: dual, or v4 with --no-ipv6]
-    #[arg(long, value_enum)]
-    underlay: Option<UnderlayArg>,
+    /// The underlay: what joins the nodes (l2, l3), its IP families (v4, v6, dual), or one of each, as in `l3,v4`
+    /// [default: l2, and dual, or v4 with --no-ipv6]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    underlay: Vec<UnderlayArg>,
     /// Pods without IPv6 addresses
     #[arg(long)]
     no_ipv6: bool,
@@ -191,6 +200,16 @@ enum BackendArg {
     Udp,
     /// VXLAN, UDP port 8472
     Vxlan,
+    /// Nothing in front: routes through the other nodes, which have to be on one segment
+    HostGw,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StoreArg {
+    /// In a file that all nodes read: node1 has 10.244.1.0/24, and so on
+    File,
+    /// In an etcd of the lab's own: each node takes a subnet there, as in a cluster of flannel's
+    Etcd,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -201,8 +220,12 @@ enum EngineArg {
     Batched,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum UnderlayArg {
+    /// One segment: a bridge
+    L2,
+    /// A router: node1 and node2 share a segment, the other nodes sit behind the router
+    L3,
     /// IPv4 only
     V4,
     /// IPv6 only
@@ -212,20 +235,41 @@ enum UnderlayArg {
 }
 
 impl Shape {
-    fn spec(&self, name: &str) -> Spec {
-        Spec {
+    fn spec(&self, name: &str) -> Result<Spec> {
+        let (layers, families): (Vec<_>, Vec<_>) = self
+            .underlay
+            .iter()
+            .partition(|word| matches!(word, UnderlayArg::L2 | UnderlayArg::L3));
+        if layers.len() > 1 || families.len() > 1 {
+            bail!(
+                "--underlay takes one of l2 and l3, and one of v4, v6 and dual: for example `--underlay l3,v4`"
+            );
+        }
+        Ok(Spec {
             name: name.to_owned(),
             nodes: self.nodes,
             pods: self.pods,
             backend: match self.backend {
                 BackendArg::Udp => Backend::Udp,
                 BackendArg::Vxlan => Backend::Vxlan,
+                BackendArg::HostGw => Backend::HostGw,
+            },
+            direct_routing: self.direct_routing,
+            store: match self.store {
+                StoreArg::File => Store::File,
+                StoreArg::Etcd => Store::Etcd,
             },
             ipv6: !self.no_ipv6,
-            underlay: match (self.underlay, self.no_ipv6) {
-                (Some(UnderlayArg::V4), _) | (None, true) => Underlay::V4,
-                (Some(UnderlayArg::V6), _) => Underlay::V6,
-                (Some(UnderlayArg::Dual), _) | (None, false) => Underlay::Dual,
+            underlay: match families.first() {
+                Some(UnderlayArg::V4) => Underlay::V4,
+                Some(UnderlayArg::V6) => Underlay::V6,
+                None if self.no_ipv6 => Underlay::V4,
+                _ => Underlay::Dual,
+            },
+            layer: if layers.contains(&UnderlayArg::L3) {
+                Layer::L3
+            } else {
+                Layer::L2
             },
             mtu: self.underlay_mtu,
             engine: match self.engine {
@@ -233,7 +277,7 @@ impl Shape {
                 EngineArg::Batched => Engine::Batched,
             },
             ..Spec::default()
-        }
+        })
     }
 }
 
@@ -263,7 +307,12 @@ pub(super) fn main(args: LabArgs) -> Exit {
 fn run(name: &str, command: LabCommand) -> Result<Exit> {
     match command {
         LabCommand::Up { shape, extent } => {
-            let spec = extent.apply(shape.spec(name));
+            let spec = extent.apply(shape.spec(name)?);
+            if extent.explain && spec.store == Store::Etcd {
+                bail!(
+                    "with leases in etcd nobody knows the commands beforehand: the pods' addresses follow from the subnets that the nodes take (`--explain` goes with --store file)"
+                );
+            }
             if extent.dry_run {
                 return up::explain_only(&spec);
             }
@@ -271,7 +320,7 @@ fn run(name: &str, command: LabCommand) -> Result<Exit> {
         }
         LabCommand::Next { explain } => up::next(name, explain),
         LabCommand::Demo { name, shape, json } => {
-            let spec = shape.spec(&name);
+            let spec = shape.spec(&name)?;
             unless_interrupted(demo::main(spec.clone(), json), &spec)
         }
         LabCommand::Status { json } => status::main(name, json),
@@ -343,10 +392,22 @@ fn shape_of(spec: &Spec) -> String {
         format!("{inside} in ")
     };
     let (nodes, backend) = (spec.nodes, spec.backend);
-    format!(
-        "{nodes} node{} with {pods}, {backend}, {inside}{outside}",
+    let direct = if spec.direct_routing {
+        " with direct routing"
+    } else {
+        ""
+    };
+    let mut text = format!(
+        "{nodes} node{} with {pods}, {backend}{direct}, {inside}{outside}",
         s(nodes)
-    )
+    );
+    if spec.layer == Layer::L3 {
+        text += ", two segments and a router";
+    }
+    if spec.store == Store::Etcd {
+        text += ", leases in etcd";
+    }
+    text
 }
 
 fn name_option(name: &str) -> String {

@@ -19,7 +19,7 @@ pub use drawing::topology as draw;
 
 use super::holder;
 use super::state;
-use super::topology::{Interrupted, Lab, Spec};
+use super::topology::{Backend, Interrupted, Lab, Spec, Store};
 use super::traffic::Cancel;
 use crate::kernel::NetNs;
 use stage::Stage;
@@ -132,6 +132,11 @@ pub fn check(spec: &Spec) -> Result<()> {
             spec.pods
         );
     }
+    if spec.backend == Backend::HostGw || spec.direct_routing {
+        bail!(
+            "the demo is about packets that are encapsulated: it has nothing to show with host-gw or direct routing"
+        );
+    }
     Lab::check(spec)
 }
 
@@ -150,15 +155,15 @@ pub fn run(
 ) -> Result<Report> {
     check(&spec)?;
     let begin = Instant::now();
-    // The daemons are started later, one by one, to be seen.
+    // The daemons are started later, one by one, to be seen; but pods cannot do without the subnets that they take.
     let wired = Spec {
-        daemons: false,
+        daemons: spec.store == Store::Etcd,
         ..spec.clone()
     };
     let mut lab = Lab::up(wired, exe, &|| cancel.is_set())?;
     let told = prepare(&mut lab, cancel, begin, tell).and_then(|()| {
         let setup = begin.elapsed();
-        tell(Tale::Topology(drawing::topology(&spec)));
+        tell(Tale::Topology(drawing::topology(lab.spec())));
         Ok((setup, play(&lab, cancel, tell)?))
     });
     let (down, processes) = (Instant::now(), holder::processes(&spec.name)?.len());
@@ -208,7 +213,16 @@ fn prepare(
         "{nodes} nodes and {} pods wired to an underlay, in namespaces of their own",
         u16::from(nodes) * u16::from(pods)
     ));
-    for number in 1..=nodes {
+    if lab.spec().store == Store::Etcd {
+        for node in lab.nodes() {
+            progress(format!(
+                "overlayd on {} has taken {} in etcd",
+                node.name, node.subnet
+            ));
+        }
+    }
+    let unstarted = if lab.spec().daemons { 0 } else { nodes };
+    for number in 1..=unstarted {
         cancel.check()?;
         let start = Instant::now();
         lab.start_daemon(number)?;

@@ -37,7 +37,10 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::topology::{INTRUDER, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Scenario, Spec, Stage};
+use super::topology::{
+    Backend, INTRUDER, IPV6_NETWORK, Layer, NETWORK, NodePlan, PodPlan, Scenario, Segment, Spec,
+    Stage, Store,
+};
 
 /// Something with a name and properties: a device, a program, a kernel's routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub struct Topology {
     pub title: String,
     /// What the nodes are connected by.
     pub underlay: Part,
+    /// What those behind a router are connected by, if the underlay has two segments.
+    pub beyond: Option<Part>,
     /// The nodes, in the order of their places.
     pub nodes: Vec<Node>,
 }
@@ -74,6 +79,8 @@ pub struct Node {
     pub name: String,
     /// It is on the underlay, but no node: it stands in a row of its own.
     pub stranger: bool,
+    /// It is behind the router, on the second segment.
+    pub beyond: bool,
     /// The underlay's end of its cable.
     pub port: Option<Part>,
     /// Its interface on the underlay.
@@ -86,6 +93,8 @@ pub struct Node {
     pub kernel: Option<Part>,
     /// The bridge of its pods.
     pub bridge: Option<Part>,
+    /// A router's interface on the second segment.
+    pub foot: Option<Part>,
     /// Its pods.
     pub pods: Vec<Pod>,
 }
@@ -152,9 +161,22 @@ pub enum Point {
         /// The node that it leads to.
         node: u8,
     },
-    /// The underlay, between two nodes.
+    /// A router's interface on the second segment.
+    Foot {
+        /// The router.
+        node: u8,
+    },
+    /// The underlay, between two nodes; its first segment, if it has two.
     Underlay,
+    /// The second segment of the underlay.
+    Beyond,
 }
+
+/// By what number a [`Point`] calls the router between two segments, as the last part of its addresses says. No node has
+/// so high a number.
+pub const ROUTER: u8 = 254;
+/// The same of a lab's etcd.
+const ETCD: u8 = 253;
 
 /// How a mark looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,9 +246,10 @@ impl Point {
             | Self::Kernel { node }
             | Self::Tun { node }
             | Self::Daemon { node }
-            | Self::Eth { node }
-            | Self::Port { node } => Some(node),
-            Self::Underlay => None,
+            | Self::Foot { node }
+            | Self::Port { node }
+            | Self::Eth { node } => Some(node),
+            Self::Underlay | Self::Beyond => None,
         }
     }
 }
@@ -269,10 +292,19 @@ impl Topology {
     pub fn planned(spec: &Spec) -> Self {
         let plans = spec.node_plans();
         let mut nodes: Vec<_> = plans.iter().map(|plan| node(spec, plan, &plans)).collect();
+        nodes.extend((spec.layer == Layer::L3).then(|| router(spec)));
+        nodes.extend((spec.store == Store::Etcd).then(|| etcd(spec)));
         nodes.extend((spec.scenario == Some(Scenario::Spoof)).then(|| intruder(spec)));
+        let segments = spec.segments();
+        let part = |segment: &Segment, kind| Part::new(segment.bridge, kind).mtu(spec.mtu.into());
+        let (kind, far) = match spec.layer {
+            Layer::L2 => ("bridge, the underlay", None),
+            Layer::L3 => ("bridge, the first segment of the underlay", segments.get(1)),
+        };
         Self {
             title: title(spec),
-            underlay: Part::new("underlay0", "bridge, the underlay").mtu(spec.mtu.into()),
+            underlay: part(&segments[0], kind),
+            beyond: far.map(|segment| part(segment, "bridge, the segment behind the router")),
             nodes,
         }
     }
@@ -290,11 +322,17 @@ fn title(spec: &Spec) -> String {
     let scenario = spec
         .scenario
         .map(|scenario| format!(", scenario {scenario}"));
+    let ways = match spec.backend.port() {
+        Some(port) if spec.direct_routing => {
+            format!(" over UDP port {port}, and direct routes on one segment")
+        }
+        Some(port) => format!(" over UDP port {port}"),
+        None => ", routes without encapsulation".to_owned(),
+    };
     format!(
-        "lab {name:?}{}: {} over UDP port {}",
+        "lab {name:?}{}: {}{ways}",
         scenario.unwrap_or_default(),
-        spec.backend,
-        spec.backend.port()
+        spec.backend
     )
 }
 
@@ -316,6 +354,45 @@ fn intruder(spec: &Spec) -> Node {
     }
 }
 
+/// The router between two segments ([`Layer::L3`]).
+fn router(spec: &Spec) -> Node {
+    let mtu = spec.mtu.into();
+    let part = |name: &str, segment: &Segment| {
+        let addresses = segment.router().into_iter().flatten();
+        Part::new(name, "").mtu(mtu).lines(addresses)
+    };
+    let segments = spec.segments();
+    let routes = segments.iter().flat_map(|segment| {
+        let device = format!("eth{}", segment.number);
+        let nets = segment.router().into_iter().flatten();
+        nets.map(move |net| route(net.trunc(), &device, None))
+    });
+    Node {
+        number: ROUTER,
+        name: "router".to_owned(),
+        stranger: true,
+        port: Some(Part::new("router-eth0", "").mtu(mtu)),
+        eth: segments.first().map(|segment| part("eth0", segment)),
+        kernel: Some(Part::new("kernel", "routes").lines(routes.collect::<Vec<_>>())),
+        foot: segments.get(1).map(|segment| part("eth1", segment)),
+        ..Node::default()
+    }
+}
+
+/// The lab's etcd ([`Store::Etcd`]).
+fn etcd(spec: &Spec) -> Node {
+    let mtu = spec.mtu.into();
+    let addresses = spec.etcd_addresses().into_iter().flatten();
+    Node {
+        number: ETCD,
+        name: "etcd".to_owned(),
+        stranger: true,
+        port: Some(Part::new("etcd", "").mtu(mtu)),
+        eth: Some(Part::new("eth0", "the leases").mtu(mtu).lines(addresses)),
+        ..Node::default()
+    }
+}
+
 /// Those of the addresses that there are, with their prefix lengths.
 fn both(v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> impl Iterator<Item = String> {
     let v4 = v4.map(|(ip, len)| format!("{ip}/{len}"));
@@ -327,7 +404,8 @@ fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
     let mtu = u32::from(spec.overlay_mtu());
     let others = all.iter().filter(|other| other.number != plan.number);
     let mut routes = Vec::new();
-    if spec.daemons {
+    let device = spec.daemons && spec.backend != Backend::HostGw;
+    if device {
         routes.push(route(NETWORK, "overlay0", None));
         routes.extend(spec.ipv6.then(|| route(IPV6_NETWORK, "overlay0", None)));
     }
@@ -348,7 +426,9 @@ fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
     Node {
         number: plan.number,
         name: plan.name.clone(),
+        beyond: plan.segment.number > 0,
         stranger: false,
+        foot: None,
         port: Some(Part::new(&plan.name, "").mtu(spec.mtu.into())),
         eth: Some(Part::new("eth0", "").mtu(spec.mtu.into()).lines(public)),
         daemon: spec.daemons.then(|| {
@@ -361,9 +441,7 @@ fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
                 )
             }))
         }),
-        tun: spec
-            .daemons
-            .then(|| Part::new("overlay0", "TUN").mtu(mtu).lines(base)),
+        tun: device.then(|| Part::new("overlay0", "TUN").mtu(mtu).lines(base)),
         kernel: Some(Part::new("kernel", "routes").lines(routes)),
         bridge: Some(Part::new("cni0", "bridge").mtu(mtu).lines(gateway)),
         pods: plan.pods.iter().map(|plan| pod(plan, mtu)).collect(),

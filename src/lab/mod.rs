@@ -12,6 +12,10 @@
 //!  namespace lab-node2:      eth0 ───────────────────────────────────┘
 //! ```
 //!
+//! With two segments (`--underlay l3`) there is a second bridge, `underlay1`, for node3 and those after it, and a namespace
+//! `lab-router` with a cable to each bridge. With leases in etcd (`--store etcd`) that runs in a namespace `lab-etcd`, on the
+//! first bridge.
+//!
 //! - [`topology`]: what a lab consists of, how it is built and taken down
 //! - [`holder`]: the process that holds a pod's namespace, and how a lab's processes are known
 //! - [`container`]: what runs in a pod beside it

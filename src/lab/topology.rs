@@ -4,6 +4,7 @@
 //! same process when something fails or a person interrupts it, or `overlayd lab down` after a kill.
 
 mod daemons;
+mod etcd;
 mod guests;
 mod itself;
 mod plan;
@@ -23,11 +24,14 @@ use nix::unistd::Uid;
 
 pub use guests::{Guest, guests};
 pub use plan::{
-    Backend, DEFAULT_NAME, INTRUDER, IPV6_NETWORK, NETWORK, NodePlan, PodPlan, Scenario, Spec,
-    Underlay,
+    Backend, DEFAULT_NAME, ETCD_PORT, ETCD_PREFIX, INTRUDER, IPV6_NETWORK, Layer, Leased, NETWORK,
+    NodePlan, PodPlan, Scenario, Segment, Spec, Store, Underlay,
 };
 pub use stage::{Stage, commands, removal};
-pub use status::{ContainerStatus, IntruderStatus, NodeStatus, PodStatus, Status, status};
+pub use status::{
+    ContainerStatus, EtcdStatus, IntruderStatus, NodeStatus, PodStatus, RouterStatus, Status,
+    status,
+};
 
 use super::{
     holder,
@@ -44,6 +48,9 @@ pub struct Interrupted;
 
 /// Is asked before every step of building whether to stop.
 pub type Cancel<'a> = &'a (dyn Fn() -> bool + Sync);
+
+/// The place of a lab's etcd, and of its process.
+const ETCD: &str = "etcd";
 
 type Stop<'a> = &'a (dyn Fn() -> Result<(), Interrupted> + Sync);
 
@@ -133,6 +140,9 @@ impl Lab {
         if !wire::has_ipv6() && (spec.ipv6 || spec.underlay != Underlay::V4) {
             bail!("this kernel has no IPv6: build the lab without it");
         }
+        if spec.store == Store::Etcd {
+            etcd::program()?;
+        }
         if state::dir(&spec.name).exists() {
             return Err(state::there_already(&spec.name));
         }
@@ -166,21 +176,37 @@ impl Lab {
             keep: false,
         };
         let built = lab
-            .build(&stop)
+            .build(&locked, &stop)
             .and_then(|()| locked.write(&lab.spec, true));
         drop(locked);
         built.map(|()| lab)
     }
 
-    fn build(&mut self, stop: Stop<'_>) -> Result<()> {
+    fn build(&mut self, locked: &Locked, stop: Stop<'_>) -> Result<()> {
         let stages: Vec<_> = Stage::ALL
             .into_iter()
             .filter(|stage| *stage <= self.spec.stage)
             .collect();
+        if self.spec.store == Store::Etcd {
+            return self.build_on_etcd(&stages, locked, stop);
+        }
         self.wire(&stages, stop)?;
         stop()?;
         self.write_files()?;
         self.start_daemons(stop)
+    }
+
+    /// The daemons come first here: the pods' addresses follow from the subnets that they take.
+    fn build_on_etcd(&mut self, stages: &[Stage], locked: &Locked, stop: Stop<'_>) -> Result<()> {
+        self.wire(&[Stage::Isolated], stop)?;
+        stop()?;
+        self.write_files()?;
+        self.start_etcd(stop)?;
+        self.configure_etcd()?;
+        self.start_daemons(stop)?;
+        self.spec.leased = self.leased(stop)?;
+        locked.write(&self.spec, false)?;
+        self.wire(&stages[1..], stop)
     }
 
     /// Takes the steps of these stages.
@@ -229,8 +255,10 @@ impl Lab {
 
     fn write_files(&self) -> Result<()> {
         let dir = self.dir();
-        fs::write(self.leases(), plan::leases(&self.spec))
-            .context("cannot write the lease file")?;
+        if self.spec.store == Store::File {
+            fs::write(self.leases(), plan::leases(&self.spec))
+                .context("cannot write the lease file")?;
+        }
         for node in self.spec.node_plans() {
             let config = self.config(node.number);
             fs::create_dir(dir.join(&node.name))
@@ -367,7 +395,7 @@ impl Lab {
         })
     }
 
-    /// The namespace of `node1`, `node1/pod2` or `underlay`.
+    /// The namespace of `node1`, `node1/pod2` or `underlay`; of `router` and `etcd`, where the lab has them.
     ///
     /// # Errors
     /// When there is no such place, with those there are; or it is a pod that is dead.
@@ -382,6 +410,12 @@ impl Lab {
         if place == "intruder" && self.spec.scenario == Some(Scenario::Spoof) {
             return Ok(NetNs::open(self.spec.intruder_namespace())?);
         }
+        if place == "router" && self.spec.layer == Layer::L3 {
+            return Ok(NetNs::open(self.spec.router_namespace())?);
+        }
+        if place == ETCD && self.spec.store == Store::Etcd {
+            return Ok(NetNs::open(self.spec.etcd_namespace())?);
+        }
         let nodes = self.nodes.iter();
         let pods = self.nodes.iter().flat_map(|node| &node.pods);
         let mut places = nodes
@@ -390,8 +424,10 @@ impl Lab {
         places.find(|(name, _)| *name == place).map(|(_, namespace)| namespace.clone()).with_context(|| {
             let last = self.nodes.last().map(|n| n.name.clone()).unwrap_or_default();
             let pods = self.spec.pods;
+            let router = if self.spec.layer == Layer::L3 { ", router" } else { "" };
+            let etcd = if self.spec.store == Store::Etcd { ", etcd" } else { "" };
             format!(
-                "lab {:?} has no {place:?}: it has node1 to {last}, each with {pods} pods (node1/pod1), and underlay",
+                "lab {:?} has no {place:?}: it has node1 to {last}, each with {pods} pods (node1/pod1){router}{etcd}, and underlay",
                 self.spec.name
             )
         })
@@ -410,7 +446,7 @@ impl Lab {
         state::dir(&self.spec.name)
     }
 
-    /// The lease file that all its nodes read.
+    /// The lease file that all its nodes read; there is none with etcd.
     pub fn leases(&self) -> PathBuf {
         self.dir().join("leases.json")
     }

@@ -60,6 +60,24 @@ pub(super) fn main(name: &str, json: bool) -> Result<Exit> {
         };
         row(&mark, "intruder", &intruder.ip.to_string(), what);
     }
+    if let Some(router) = &status.router {
+        let mark = paint.verdict(router.present);
+        let what = if router.present {
+            "forwards between the segments"
+        } else {
+            "its namespace is gone"
+        };
+        row(&mark, "router", &join(&router.ips), what);
+    }
+    if let Some(etcd) = &status.etcd {
+        let what = match etcd.pid {
+            Some(pid) => format!("etcd at {}, pid {pid}", etcd.endpoint),
+            None => format!("no etcd: its log is {}", etcd.log.display()),
+        };
+        let mark = paint.verdict(etcd.pid.is_some());
+        row(&mark, "etcd", &join(&etcd.ips), &what);
+        say(format!("       {}", etcd.ask));
+    }
     let option = name_option(name);
     if status.complete && !status.is_whole() {
         tell!("\n`overlayd lab revive{option}` starts again what has died");
@@ -89,7 +107,7 @@ fn say_node(status: &Status, node: &NodeStatus, paint: Paint) {
     };
     let mark = match &node.state {
         _ if !node.present => paint.verdict(false),
-        Some(_) if !node.is_well() => paint.doubt(),
+        Some(_) if !node.is_well() || !node.refused.is_empty() => paint.doubt(),
         None if wanted => paint.verdict(false),
         _ => paint.verdict(true),
     };
@@ -98,6 +116,7 @@ fn say_node(status: &Status, node: &NodeStatus, paint: Paint) {
     for line in node
         .reasons
         .iter()
+        .chain(&node.refused)
         .flat_map(|reason| wrapped(reason, WIDTH))
     {
         say(format!("       {line}"));

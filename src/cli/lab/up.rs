@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use super::{Exit, exe, name_option, on_signal, say, shape_of};
 use crate::lab::demo;
-use crate::lab::topology::{self, Interrupted, Lab, Spec, Stage};
+use crate::lab::topology::{self, Backend, Interrupted, Lab, Spec, Stage, Store};
 
 pub(super) fn up(spec: Spec, explain: bool) -> Result<Exit> {
     let (exe, cancel, start) = (exe()?, on_signal()?, Instant::now());
@@ -60,6 +60,14 @@ fn hints(spec: &Spec) {
     if spec.runs_daemons() {
         let status = format!("sh{option} node1 overlayd status");
         hints.push((status, "what the daemon of a node says"));
+    }
+    if spec.backend == Backend::HostGw || spec.direct_routing {
+        let routes = format!("sh{option} node1 overlayd routes");
+        hints.push((routes, "whom it routes to, and whom it cannot"));
+    }
+    if spec.store == Store::Etcd {
+        let leases = format!("sh{option} node1 overlayd lease ls");
+        hints.push((leases, "the leases in etcd"));
     }
     if spec.scenario.is_some() {
         let show = format!("scenario show{option}");

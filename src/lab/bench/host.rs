@@ -318,7 +318,8 @@ impl Host {
         let Ports { udp, vxlan } = self.site.ports;
         let port = match backend {
             Backend::Udp => udp,
-            Backend::Vxlan => vxlan,
+            // A route has no port.
+            Backend::Vxlan | Backend::HostGw => vxlan,
         };
         let (number, public) = (self.site.number, self.site.public);
         format!(

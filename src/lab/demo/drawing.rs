@@ -4,19 +4,19 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use encap::Family;
+use ipnet::IpNet;
 
-use crate::lab::topology::{Backend, NodePlan, Spec};
+use crate::lab::topology::{Backend, Layer, NodePlan, Spec, Store};
 
-/// Nodes side by side.
-const ACROSS: usize = 3;
+/// Columns of the whole, if it can be done.
+const PAGE: usize = 81;
 /// Nodes drawn; the others look alike.
 const DRAWN: usize = 6;
 /// Pods drawn on each node.
 const PODS: usize = 4;
-/// Columns of a node: a device's name and an IPv6 address.
+/// Columns of a node: a device's name and an IPv6 address of a lab whose subnets follow from numbers.
 const WIDTH: usize = 27;
 const LABEL: usize = 9;
-const UNDERLAY: &str = " underlay";
 
 /// Draws the nodes and pods of a lab, their addresses and MTUs.
 pub fn topology(spec: &Spec) -> String {
@@ -29,19 +29,30 @@ pub fn topology(spec: &Spec) -> String {
 fn write_topology(to: &mut String, spec: &Spec) -> std::fmt::Result {
     let plans = spec.node_plans();
     let drawn = &plans[..plans.len().min(DRAWN)];
-    for row in drawn.chunks(ACROSS) {
-        let cable = format!("══╤{}", "═".repeat(WIDTH - 3)).repeat(row.len());
-        let bare = row.len() * WIDTH - 2 - UNDERLAY.len();
-        writeln!(
+    let columns: Vec<_> = drawn.iter().map(|node| column(spec, node)).collect();
+    let cells = columns.iter().flatten();
+    let widest = cells.map(|cell| cell.chars().count()).max();
+    let width = WIDTH.max(widest.unwrap_or_default() + 2);
+    let across = (PAGE / width).max(1);
+    let segments = drawn.chunk_by(|one, next| one.segment == next.segment);
+    for row in segments.flat_map(|nodes| nodes.chunks(across)) {
+        let cable = format!("══╤{}", "═".repeat(width - 3)).repeat(row.len());
+        let name = match (spec.layer, row) {
+            (Layer::L3, [node, ..]) => format!(" {}", node.segment.bridge),
+            _ => " underlay".to_owned(),
+        };
+        let bare = row.len() * width - 2 - name.len();
+        writeln!(to, "{}{name}", cable.chars().take(bare).collect::<String>())?;
+        line(
             to,
-            "{}{UNDERLAY}",
-            cable.chars().take(bare).collect::<String>()
+            width,
+            row.iter().map(|node| format!("  │ {}", node.name)),
         )?;
-        line(to, row.iter().map(|node| format!("  │ {}", node.name)))?;
-        let columns: Vec<Vec<String>> = row.iter().map(column).collect();
+        let columns: Vec<Vec<String>> = row.iter().map(|node| column(spec, node)).collect();
         for i in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
             line(
                 to,
+                width,
                 columns
                     .iter()
                     .map(|column| column.get(i).cloned().unwrap_or_default()),
@@ -52,15 +63,36 @@ fn write_topology(to: &mut String, spec: &Spec) -> std::fmt::Result {
     if let (Some(first), Some(last)) = (plans.get(DRAWN), plans.last()) {
         writeln!(to, "and so on from {} to {}\n", first.name, last.name)?;
     }
+    write_others(to, spec)?;
     write_mtu(to, spec)
 }
 
-fn line(to: &mut String, cells: impl Iterator<Item = String>) -> std::fmt::Result {
-    let line: String = cells.map(|cell| format!("{cell:WIDTH$}")).collect();
+/// What is on the underlay beside the nodes.
+fn write_others(to: &mut String, spec: &Spec) -> std::fmt::Result {
+    let ips = |nets: [Option<IpNet>; 2]| {
+        let ips = nets.into_iter().flatten().map(|net| net.addr().to_string());
+        ips.collect::<Vec<_>>().join(" ")
+    };
+    if spec.layer == Layer::L3 {
+        let feet = spec.segments().into_iter();
+        let feet = feet.map(|segment| format!("{} on {}", ips(segment.router()), segment.bridge));
+        writeln!(to, "router   {}", feet.collect::<Vec<_>>().join(", "))?;
+    }
+    if let Some(endpoint) = spec.etcd_endpoint() {
+        writeln!(to, "etcd     {endpoint}")?;
+    }
+    if spec.layer == Layer::L3 || spec.store == Store::Etcd {
+        writeln!(to)?;
+    }
+    Ok(())
+}
+
+fn line(to: &mut String, width: usize, cells: impl Iterator<Item = String>) -> std::fmt::Result {
+    let line: String = cells.map(|cell| format!("{cell:width$}")).collect();
     writeln!(to, "{}", line.trim_end())
 }
 
-fn column(node: &NodePlan) -> Vec<String> {
+fn column(spec: &Spec, node: &NodePlan) -> Vec<String> {
     let mut lines = Vec::new();
     let mut put = |label: &str, below: &str, v4: Option<IpAddr>, v6: Option<IpAddr>| {
         let mut label = label;
@@ -76,7 +108,9 @@ fn column(node: &NodePlan) -> Vec<String> {
         node.public_ipv6.map(Into::into),
     );
     let base = node.ipv6_subnet.map(|net| net.network().into());
-    put("overlay0", "", Some(node.subnet.network().into()), base);
+    if spec.backend != Backend::HostGw {
+        put("overlay0", "", Some(node.subnet.network().into()), base);
+    }
     put(
         "cni0",
         "│",
@@ -105,6 +139,13 @@ fn write_mtu(to: &mut String, spec: &Spec) -> std::fmt::Result {
         Family::V6 => "IPv6 40",
     };
     let headers = match spec.backend {
+        Backend::HostGw => {
+            return writeln!(
+                to,
+                "MTU   {:5} everywhere: nothing is put in front",
+                spec.mtu
+            );
+        }
         Backend::Udp => "UDP 8",
         Backend::Vxlan => "UDP 8, VXLAN 8, Ethernet 14",
     };

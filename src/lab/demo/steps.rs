@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use encap::Family;
 use serde_json::json;
 
@@ -282,6 +282,7 @@ fn layers(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
         IpAddr::V6(_) => ("IPv6 40", 40),
     };
     let (headers, inner) = match stage.spec().backend {
+        Backend::HostGw => bail!("nothing is put in front of a packet here"),
         Backend::Udp => ("", stage.spec().mtu - outer - 8),
         Backend::Vxlan => ("VXLAN 8│Ethernet 14│", stage.spec().mtu - outer - 8 - 22),
     };
@@ -378,11 +379,19 @@ fn discover(stage: &Stage<'_>, step: &mut Step, from: &NetNs, to: IpAddr) -> Res
 
 fn no_lease(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
     let from = stage.pod(stage.a, 1)?;
-    // A lab has at most 250 nodes, and the node's number is in the address.
+    let taken = |ip: IpAddr| {
+        let mut nodes = stage.nodes().iter();
+        nodes.any(|node| match ip {
+            IpAddr::V4(ip) => node.subnet.contains(&ip),
+            IpAddr::V6(ip) => node.ipv6_subnet.is_some_and(|net| net.contains(&ip)),
+        })
+    };
+    let free = |at: fn(u8) -> IpAddr| (0..=254).rev().map(at).find(|ip| !taken(*ip));
     let nowhere = [
-        Some(IpAddr::from(Ipv4Addr::new(10, 244, 254, 9))),
-        from.ipv6
-            .map(|_| Ipv6Addr::new(0xfd00, 0x10, 0x244, 254, 0, 0, 0, 9).into()),
+        free(|n| Ipv4Addr::new(10, 244, n, 9).into()),
+        from.ipv6.and_then(|_| {
+            free(|n| Ipv6Addr::new(0xfd00, 0x10, 0x244, n.into(), 0, 0, 0, 9).into())
+        }),
     ];
     step.about = format!(
         "{} pings into a subnet of the overlay that is nobody's",
@@ -506,7 +515,7 @@ fn hop_text(stage: &Stage<'_>, hop: &Hop) -> String {
         Answer::Silent => "no answer".to_owned(),
     };
     let rtt = hop.rtt.map(ms).unwrap_or_default();
-    format!("{from:<18}{what:<20}{rtt}")
+    format!("{from:<17} {what:<20}{rtt}")
 }
 
 fn tcp_opts(stage: &Stage<'_>) -> TcpOpts {

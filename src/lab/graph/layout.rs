@@ -75,6 +75,8 @@ pub(super) struct PlacedNode<'a> {
     pub frame: Frame,
     /// Of the underlay's line that it hangs on.
     pub bus: f64,
+    /// Of the second segment's line, which a router stands on.
+    pub below: Option<f64>,
     /// From top to bottom.
     pub boxes: Vec<Placed<'a>>,
     pub pods: Vec<PlacedPod<'a>>,
@@ -86,8 +88,8 @@ pub(super) struct Layout<'a> {
     pub width: f64,
     /// Of what is placed.
     pub height: f64,
-    /// The underlay's lines: one per row of nodes, at these heights.
-    pub buses: Vec<f64>,
+    /// The underlay's lines: one per row of nodes, at these heights; those of the second segment apart.
+    pub buses: [Vec<f64>; 2],
     lanes: usize,
     node_width: f64,
 }
@@ -99,10 +101,13 @@ pub(super) fn number(count: usize) -> f64 {
 impl<'a> Layout<'a> {
     pub(super) fn of(picture: &'a Picture) -> Self {
         let nodes = &picture.topology.nodes;
-        let strangers = nodes.iter().position(|node| node.stranger);
-        let (nodes, strangers) = nodes.split_at(strangers.unwrap_or(nodes.len()));
-        let across = match nodes.len() {
-            0..=3 => nodes.len().max(1),
+        let of = |stranger: bool, beyond: bool| -> Vec<&Node> {
+            let same = |node: &&Node| (node.stranger, node.beyond) == (stranger, beyond);
+            nodes.iter().filter(same).collect()
+        };
+        let (near, strangers, far) = (of(false, false), of(true, false), of(false, true));
+        let across = match near.len().max(far.len()) {
+            count @ 0..=3 => count.max(1),
             4 => 2,
             _ => 3,
         };
@@ -112,15 +117,16 @@ impl<'a> Layout<'a> {
             nodes: Vec::new(),
             width: GAP + number(across) * (node_width + GAP),
             height: HEADLINE,
-            buses: Vec::new(),
+            buses: [Vec::new(), Vec::new()],
             lanes,
             node_width,
         };
-        for row in nodes.chunks(across).chain(strangers.chunks(across)) {
+        let rows = near.chunks(across).chain(strangers.chunks(across));
+        for row in rows.chain(far.chunks(across)) {
             let bus = layout.height + 24.0;
             let top = bus + DROP;
             let mut bottom = top;
-            for (node, column) in row.iter().zip(0..) {
+            for (&node, column) in row.iter().zip(0..) {
                 let x = GAP + number(column) * (node_width + GAP);
                 let placed = layout.node(node, x, top, bus);
                 bottom = bottom.max(placed.frame.bottom());
@@ -131,8 +137,13 @@ impl<'a> Layout<'a> {
             for placed in &mut layout.nodes[from..] {
                 placed.frame.height = bottom - top;
             }
-            layout.buses.push(bus);
+            let segment = usize::from(row.iter().any(|node| node.beyond));
+            layout.buses[segment].push(bus);
             layout.height = bottom + GAP;
+        }
+        let below = layout.buses[1].first().copied();
+        for placed in &mut layout.nodes {
+            placed.below = below.filter(|_| placed.node.foot.is_some());
         }
         layout
     }
@@ -147,6 +158,7 @@ impl<'a> Layout<'a> {
             (&node.tun, Point::Tun { node: n }),
             (&node.kernel, Point::Kernel { node: n }),
             (&node.bridge, Point::Bridge { node: n }),
+            (&node.foot, Point::Foot { node: n }),
         ];
         for (part, point) in parts {
             if let Some(part) = part {
@@ -186,6 +198,7 @@ impl<'a> Layout<'a> {
                 height: y + 4.0 - top,
             },
             bus,
+            below: None,
             boxes,
             pods,
         }
@@ -280,12 +293,13 @@ impl<'a> Layout<'a> {
     pub(super) fn line(&self, points: &[Point], lane: usize) -> (Vec<Spot>, Vec<(Point, Spot)>) {
         let mut line: Vec<Spot> = Vec::new();
         let mut spots = Vec::new();
-        let there = |point: &Point| *point == Point::Underlay || self.spot(*point, lane).is_some();
+        let is_bus = |point: Point| matches!(point, Point::Underlay | Point::Beyond);
+        let there = |point: &Point| is_bus(*point) || self.spot(*point, lane).is_some();
         let points: Vec<Point> = points.iter().copied().filter(there).collect();
         for (i, &point) in points.iter().enumerate() {
             let before = points[..i].last().copied();
             let after = points.get(i + 1).copied();
-            if point == Point::Underlay {
+            if is_bus(point) {
                 if let Some(spot) = self.underlay(before, after, lane, &mut line) {
                     spots.push((point, spot));
                 }
@@ -376,7 +390,14 @@ impl<'a> Layout<'a> {
         lane: usize,
         line: &mut Vec<Spot>,
     ) -> Option<Spot> {
-        let end = |point: Point| Some(self.on_bus(self.node_of(point)?, lane));
+        let end = |point: Point| {
+            let node = self.node_of(point)?;
+            let (x, y) = self.on_bus(node, lane);
+            match point {
+                Point::Foot { .. } => Some((x, y - node.bus + node.below?)),
+                _ => Some((x, y)),
+            }
+        };
         let (from, to) = (before.and_then(end), after.and_then(end));
         let (from, to) = match (from, to) {
             (Some(from), Some(to)) => (from, to),

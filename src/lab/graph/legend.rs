@@ -70,10 +70,10 @@ impl Canvas {
                         )
                     })
                 }
-                (Point::Underlay, None) => layout
-                    .buses
-                    .first()
-                    .map(|bus| (GAP, bus - 12.0, Anchor::Start)),
+                (Point::Underlay | Point::Beyond, None) => layout.buses
+                    [usize::from(*point == Point::Beyond)]
+                .first()
+                .map(|bus| (GAP, bus - 12.0, Anchor::Start)),
                 _ => None,
             };
             if let Some((x, y, anchor)) = place {

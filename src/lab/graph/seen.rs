@@ -6,7 +6,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Node, Part, Topology, lease, route};
-use crate::kernel::{Address, Link, NetNs, Netlink, Route};
+use crate::kernel::{Address, Link, NetNs, Netlink, ROUTE_PROTOCOL, Route};
 use crate::lab::container;
 use crate::lab::holder::{self, Process};
 use crate::lab::topology::{self, Lab, Scenario, on_runtime};
@@ -48,7 +48,7 @@ impl Found {
         Some(Part::new(name, kind).mtu(link.mtu).lines(lines).on(link.up))
     }
 
-    /// The routes into the bridge and into the overlay, those for IPv4 first. What IPv6 adds for each link and each
+    /// The routes into the bridge and into the overlay, and the daemon's to other nodes, those for IPv4 first. What IPv6 adds for each link and each
     /// address by itself is left out.
     fn routes(&self) -> Vec<String> {
         let shown = self.routes.iter().filter_map(|to| {
@@ -57,6 +57,10 @@ impl Found {
                 IpNet::V4(_) => false,
                 IpNet::V6(dst) => dst.prefix_len() == 128 || dst.addr().is_unicast_link_local(),
             };
+            let to_node = to.via.filter(|_| to.protocol == ROUTE_PROTOCOL);
+            if let Some(via) = to_node {
+                return Some((to.dst, route(to.dst, &via.to_string(), to.mtu)));
+            }
             let kept = to.unicast && !by_itself && !matches!(link.name.as_str(), "eth0" | "lo");
             kept.then(|| (to.dst, route(to.dst, &link.name, to.mtu)))
         });
@@ -80,14 +84,21 @@ impl Topology {
             if let Some(part) = found.part(&drawn.underlay.name, &drawn.underlay.kind) {
                 drawn.underlay = part;
             }
+            if let Some(beyond) = &mut drawn.beyond {
+                if let Some(part) = found.part(&beyond.name, &beyond.kind) {
+                    *beyond = part;
+                }
+            }
             let spec = lab.spec();
             for node in &mut drawn.nodes {
-                node.port = found.part(&node.name, "");
+                let port = node.port.take();
+                node.port = port.and_then(|port| found.part(&port.name, ""));
                 if node.stranger {
-                    let namespace = lab.place(&node.name)?;
-                    node.eth = Found::in_namespace(&namespace)
-                        .await?
-                        .part("eth0", "no node");
+                    let there = Found::in_namespace(&lab.place(&node.name)?).await?;
+                    for part in [&mut node.eth, &mut node.foot] {
+                        let was = part.take();
+                        *part = was.and_then(|part| there.part(&part.name, &part.kind));
+                    }
                     continue;
                 }
                 let there = lab.node(node.number)?;

@@ -225,17 +225,25 @@ impl Canvas {
         self.path(spots, r##"stroke="#000000" stroke-width="1.6""##);
     }
 
-    /// The lines that stand for the bridge between the nodes.
+    /// The lines that stand for the bridges between the nodes.
     fn underlay(&mut self, picture: &Picture, layout: &Layout<'_>) {
-        let underlay = &picture.topology.underlay;
+        let topology = &picture.topology;
+        self.segment(&topology.underlay, &layout.buses[0]);
+        if let Some(beyond) = &topology.beyond {
+            self.segment(beyond, &layout.buses[1]);
+        }
+    }
+
+    /// A bridge that nodes hang on, in one or more rows.
+    fn segment(&mut self, bridge: &Part, buses: &[f64]) {
         let right = self.width - GAP;
-        for &y in &layout.buses {
+        for &y in buses {
             self.path(
                 &[(GAP, y), (right, y)],
                 r##"stroke="#8c8c8c" stroke-width="9" stroke-linecap="round""##,
             );
         }
-        if let (Some(&first), Some(&last)) = (layout.buses.first(), layout.buses.last()) {
+        if let (Some(&first), Some(&last)) = (buses.first(), buses.last()) {
             if first < last {
                 let x = GAP / 2.0;
                 self.path(
@@ -243,8 +251,8 @@ impl Canvas {
                     r##"stroke="#8c8c8c" stroke-width="9" stroke-linejoin="round""##,
                 );
             }
-            let mtu = mtu(underlay.mtu);
-            let name = format!("{} ({})  {mtu}", underlay.name, underlay.kind);
+            let mtu = mtu(bridge.mtu);
+            let name = format!("{} ({})  {mtu}", bridge.name, bridge.kind);
             let room = right - GAP;
             self.text(
                 (right, first - 10.0),
@@ -277,6 +285,13 @@ impl Canvas {
         {
             self.cable(&[(x, placed.bus), (x, eth.frame.y)]);
         }
+        let foot = placed
+            .boxes
+            .last()
+            .filter(|last| matches!(last.point, Point::Foot { .. }));
+        if let (Some(foot), Some(below)) = (foot, placed.below) {
+            self.cable(&[(x, foot.frame.bottom()), (x, below)]);
+        }
         if let Some(port) = &placed.node.port {
             // Right of the cable, and of the ways along it.
             let beside = layout.text_x().max(layout.cable_x() + 7.0);
@@ -292,6 +307,10 @@ impl Canvas {
             );
         }
         for pair in placed.boxes.windows(2) {
+            // A daemon that only sets routes has no socket, and no device.
+            if placed.node.tun.is_none() && matches!(pair[1].point, Point::Daemon { .. }) {
+                continue;
+            }
             self.link(x, &pair[0], &pair[1]);
         }
         self.bypass(placed);

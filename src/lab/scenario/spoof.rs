@@ -78,9 +78,12 @@ impl Forged<'_> {
             datagram.extend_from_slice(end.header(family, mac(to)).as_slice());
         }
         datagram.extend_from_slice(&inner);
+        let port = backend
+            .port()
+            .context("without encapsulation there is nothing to forge")?;
         let mut packet = Vec::new();
         PacketBuilder::ipv4(self.outer.octets(), to.octets(), 64)
-            .udp(backend.port(), backend.port())
+            .udp(port, port)
             .write(&mut packet, &datagram)?;
         Ok(packet)
     }
@@ -103,7 +106,8 @@ fn round(spec: &Spec) -> Result<Vec<(Ipv4Addr, Ipv4Addr)>> {
     let pod = claimed.pods.first().context("node2 has no pod")?.ip;
     let public = claimed.public_ip.context("node2 has no IPv4 address")?;
     // Of another node's lease, or of nobody's.
-    let foreign = Ipv4Addr::new(10, 244, if spec.nodes > 2 { 3 } else { 99 }, 2);
+    let other = plans.get(2).and_then(|other| other.pods.first());
+    let foreign = other.map_or(Ipv4Addr::new(10, 244, 99, 2), |pod| pod.ip);
     Ok(vec![(INTRUDER, pod), (public, foreign), (public, pod)])
 }
 

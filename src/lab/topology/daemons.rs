@@ -126,7 +126,7 @@ pub(super) fn running(lab: &str, place: &str) -> io::Result<Option<holder::Proce
         .find(|p| p.place == place))
 }
 
-fn tail(log: &Path) -> io::Result<String> {
+pub(super) fn tail(log: &Path) -> io::Result<String> {
     let text = fs::read_to_string(log)?;
     let lines: Vec<&str> = text.lines().collect();
     Ok(lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n"))

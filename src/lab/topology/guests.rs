@@ -38,7 +38,11 @@ pub fn guests(name: &str) -> Result<Vec<Guest>> {
     let own = holder::processes(name)?;
     // What was killed before all of it stood has only some of them.
     let mut places = HashMap::new();
-    let mut named = vec![("underlay".to_owned(), spec.underlay_namespace())];
+    let mut named = vec![
+        ("underlay".to_owned(), spec.underlay_namespace()),
+        ("router".to_owned(), spec.router_namespace()),
+        ("etcd".to_owned(), spec.etcd_namespace()),
+    ];
     named.extend(spec.node_plans().into_iter().map(
         |NodePlan {
              name, namespace, ..

@@ -1,6 +1,9 @@
 //! What overlayd does itself where a person would type commands: its device, addresses, routes and sockets.
 
+use std::net::IpAddr;
+
 use encap::Family;
+use ipnet::IpNet;
 
 use super::plan::{IPV6_NETWORK, NETWORK, NodePlan, Spec, Underlay};
 use crate::kernel::ROUTE_PROTOCOL;
@@ -25,6 +28,42 @@ impl Spec {
 /// The commands that make what overlayd makes on a node, one per line. What they cannot make is the program that reads
 /// packets from the device and sends them on, and the other way round.
 pub(super) fn commands(spec: &Spec, node: &NodePlan) -> Vec<String> {
+    let mut lines = straight(spec, node);
+    if spec.backend.port().is_some() {
+        lines.extend(device(spec, node));
+    }
+    lines
+}
+
+/// Routes through the other nodes of the segment, where the backend leads packets there as they are.
+fn straight(spec: &Spec, node: &NodePlan) -> Vec<String> {
+    if spec.backend.port().is_some() && !spec.direct_routing {
+        return Vec::new();
+    }
+    let plans = spec.node_plans();
+    let others = plans
+        .iter()
+        .filter(|other| other.number != node.number && other.segment == node.segment);
+    let route = |net: IpNet, via: IpAddr| {
+        let six = if net.addr().is_ipv6() { "-6 " } else { "" };
+        let ns = &node.namespace;
+        format!("ip -n {ns} {six}route add {net} via {via} dev eth0 proto {ROUTE_PROTOCOL}")
+    };
+    let both = others.flat_map(|other| {
+        let v4 = other
+            .public_ip
+            .map(|via| route(other.subnet.into(), via.into()));
+        let v6 = other
+            .ipv6_subnet
+            .zip(other.public_ipv6)
+            .map(|(net, via)| route(net.into(), via.into()));
+        v4.into_iter().chain(v6)
+    });
+    both.collect()
+}
+
+/// The TUN device, and what leads into it.
+fn device(spec: &Spec, node: &NodePlan) -> Vec<String> {
     let (ns, device) = (&node.namespace, "overlay0");
     let mtu = spec.overlay_mtu();
     let ip = |rest: String| format!("ip -n {ns} {rest}");
@@ -62,15 +101,23 @@ pub(super) fn commands(spec: &Spec, node: &NodePlan) -> Vec<String> {
 /// The same as comments, and what no command makes.
 pub(super) fn explained(spec: &Spec, node: &NodePlan) -> String {
     let name = &node.name;
+    let shown = match spec.backend.port() {
+        Some(_) => "-d addr show overlay0",
+        None => "route",
+    };
     let mut text = format!(
         "# overlayd on {name} does the rest itself. As commands, not to type beside it but to compare with what\n\
-         # `ip -n {} -d addr show overlay0` says:\n",
+         # `ip -n {} {shown}` says:\n",
         node.namespace
     );
     for command in commands(spec, node) {
         text += &format!("#   {command}\n");
     }
-    let port = spec.backend.port();
+    let Some(port) = spec.backend.port() else {
+        text +=
+            "# Packets go on as they are: there is no device of its own, and no socket for them.\n";
+        return text;
+    };
     let v4 = node.public_ip.map(|ip| format!("{ip}:{port}"));
     let v6 = node.public_ipv6.map(|ip| format!("[{ip}]:{port}"));
     let sockets: Vec<_> = v4.into_iter().chain(v6).collect();

@@ -1,15 +1,20 @@
 //! What a lab consists of, and every name and address in it. Nothing here touches the system.
 
+mod node;
+
 use std::{
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
 use anyhow::{Result, bail};
 use encap::{Encapsulation, Family, RawUdp, Vxlan};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+pub(super) use node::leases;
+pub use node::{NodePlan, PodPlan};
 
 use super::stage::Stage;
 use crate::config::Engine;
@@ -23,6 +28,17 @@ pub const IPV6_NETWORK: &str = "fd00:10:244::/48";
 
 /// The address of the stranger on the underlay ([`Scenario::Spoof`]): a node's number never is so high.
 pub const INTRUDER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
+
+/// The last part of the address that the router has in each segment ([`Layer::L3`]).
+const ROUTER: u8 = 254;
+/// The last part of the address of the lab's etcd ([`Store::Etcd`]).
+pub(super) const ETCD: u8 = 253;
+/// Where etcd listens for clients.
+pub const ETCD_PORT: u16 = 2379;
+/// What the keys in etcd begin with: the daemons' default, as it is flannel's.
+pub const ETCD_PREFIX: &str = "/coreos.com/network";
+/// How many nodes share the first segment; the others sit behind the router.
+const NEAR: u8 = 2;
 
 /// The most nodes a lab can have: the node's number is the third byte of its subnet.
 const MAX_NODES: u8 = 250;
@@ -39,14 +55,18 @@ pub enum Backend {
     Udp,
     /// VXLAN.
     Vxlan,
+    /// Nothing in front: routes through the other nodes.
+    #[serde(rename = "host-gw")]
+    HostGw,
 }
 
 impl Backend {
-    /// The UDP port that its daemons use, there being no other in their configuration.
-    pub fn port(self) -> u16 {
+    /// The UDP port that its daemons use, there being no other in their configuration. `None`: none.
+    pub fn port(self) -> Option<u16> {
         match self {
-            Self::Udp => 8285,
-            Self::Vxlan => 8472,
+            Self::Udp => Some(8285),
+            Self::Vxlan => Some(8472),
+            Self::HostGw => None,
         }
     }
 
@@ -55,6 +75,7 @@ impl Backend {
         match self {
             Self::Udp => RawUdp::overhead(outer),
             Self::Vxlan => Vxlan::overhead(outer),
+            Self::HostGw => 0,
         }
     }
 }
@@ -64,10 +85,12 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Self::Udp => RawUdp::NAME,
             Self::Vxlan => Vxlan::NAME,
+            Self::HostGw => "host-gw",
         })
     }
 }
 
+/// Of those that encapsulate.
 impl FromStr for Backend {
     type Err = anyhow::Error;
 
@@ -75,7 +98,7 @@ impl FromStr for Backend {
         match text {
             RawUdp::NAME => Ok(Self::Udp),
             Vxlan::NAME => Ok(Self::Vxlan),
-            _ => bail!("the lab knows the backends udp and vxlan, not {text:?}"),
+            _ => bail!("the encapsulations are udp and vxlan, not {text:?}"),
         }
     }
 }
@@ -90,6 +113,93 @@ pub enum Underlay {
     V6,
     /// Both.
     Dual,
+}
+
+/// What joins the nodes of the underlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layer {
+    /// One segment: a bridge.
+    #[default]
+    L2,
+    /// Two segments, and a router between them: the first two nodes share one, the others the other.
+    L3,
+}
+
+/// Where the leases stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Store {
+    /// In a file that all nodes read.
+    #[default]
+    File,
+    /// In an etcd of the lab's own: each node takes a subnet there.
+    Etcd,
+}
+
+/// The subnets that a node got from the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leased {
+    /// For its pods.
+    pub subnet: Ipv4Net,
+    /// The same of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6_subnet: Option<Ipv6Net>,
+}
+
+/// One segment of the underlay: a bridge, and the networks of the hosts that are plugged into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// From 0.
+    pub number: u8,
+    /// `underlay0`
+    pub bridge: &'static str,
+    /// `10.99.0.0/24`
+    pub network: Option<Ipv4Net>,
+    /// `fd99::/64`
+    pub ipv6_network: Option<Ipv6Net>,
+}
+
+impl Segment {
+    fn new(families: Underlay, number: u8) -> Self {
+        let v6 = Ipv6Addr::new(0xfd99, 0, 0, u16::from(number), 0, 0, 0, 0);
+        Self {
+            number,
+            bridge: if number == 0 {
+                "underlay0"
+            } else {
+                "underlay1"
+            },
+            network: (families != Underlay::V6)
+                .then(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 99, number, 0), 24)),
+            ipv6_network: (families != Underlay::V4).then(|| Ipv6Net::new_assert(v6, 64)),
+        }
+    }
+
+    /// The IPv4 address in it of the host with this number.
+    pub fn ip(&self, host: u8) -> Option<Ipv4Addr> {
+        let [a, b, c, _] = self.network?.network().octets();
+        Some(Ipv4Addr::new(a, b, c, host))
+    }
+
+    /// The same of IPv6.
+    pub fn ipv6(&self, host: u8) -> Option<Ipv6Addr> {
+        let network = self.ipv6_network?.network().to_bits();
+        Some(Ipv6Addr::from_bits(network | u128::from(host)))
+    }
+
+    /// The addresses of the host with this number, with the networks' prefix lengths.
+    pub(in crate::lab) fn addresses(&self, host: u8) -> [Option<IpNet>; 2] {
+        [
+            self.ip(host).map(|ip| IpNet::new_assert(ip.into(), 24)),
+            self.ipv6(host).map(|ip| IpNet::new_assert(ip.into(), 64)),
+        ]
+    }
+
+    /// The router's addresses.
+    pub fn router(&self) -> [Option<IpNet>; 2] {
+        self.addresses(ROUTER)
+    }
 }
 
 /// What is wrong with a lab on purpose, for a class to find out ([`crate::lab::scenario`]).
@@ -115,10 +225,22 @@ pub struct Spec {
     pub pods: u8,
     /// The backend.
     pub backend: Backend,
+    /// VXLAN: nodes of one segment route to each other, without encapsulation.
+    #[serde(default)]
+    pub direct_routing: bool,
     /// Pods have IPv6 addresses too.
     pub ipv6: bool,
     /// The families of the underlay.
     pub underlay: Underlay,
+    /// What joins the nodes.
+    #[serde(default)]
+    pub layer: Layer,
+    /// Where the leases stand.
+    #[serde(default)]
+    pub store: Store,
+    /// What the nodes got from the store, in their order; empty if that follows from their numbers, or is not known yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leased: Vec<Leased>,
     /// The underlay's MTU, in bytes.
     pub mtu: u16,
     /// overlayd is started on every node. Otherwise only its configuration is written.
@@ -144,8 +266,12 @@ impl Default for Spec {
             nodes: 3,
             pods: 2,
             backend: Backend::Vxlan,
+            direct_routing: false,
             ipv6: true,
             underlay: Underlay::Dual,
+            layer: Layer::L2,
+            store: Store::File,
+            leased: Vec::new(),
             mtu: 1500,
             daemons: true,
             stage: Stage::Overlay,
@@ -186,6 +312,7 @@ impl Spec {
                 "a scenario is played over an underlay of IPv4 alone, by 2 nodes or more with a pod or more each, in a lab built to its last stage"
             );
         }
+        self.validate_ways()?;
         // Inside, IPv6 needs 1280 bytes (RFC 8200 section 5), IPv4 68 (RFC 791 section 3.2); so does the underlay.
         let inside = if self.ipv6 { 1280 } else { 68 };
         let outside = if self.underlay == Underlay::V4 {
@@ -203,6 +330,75 @@ impl Spec {
                 "an underlay MTU of {} is too small: {} over this underlay needs {least} bytes",
                 self.mtu,
                 self.backend
+            );
+        }
+        Ok(())
+    }
+
+    /// Combinations of backend, underlay, store, stage and scenario that make no sense.
+    fn validate_ways(&self) -> Result<()> {
+        let plain = self.backend == Backend::HostGw || self.direct_routing;
+        if self.direct_routing && self.backend != Backend::Vxlan {
+            bail!(
+                "direct routing is VXLAN's: {} {}",
+                self.backend,
+                if self.backend == Backend::HostGw {
+                    "routes to every node anyway"
+                } else {
+                    "has none"
+                }
+            );
+        }
+        if self.backend == Backend::HostGw {
+            let missing = match self.underlay {
+                Underlay::V6 => Some("IPv4"),
+                Underlay::V4 if self.ipv6 => Some("IPv6"),
+                Underlay::V4 | Underlay::Dual => None,
+            };
+            if let Some(family) = missing {
+                bail!(
+                    "host-gw puts no other header in front: for pods with {family} addresses the underlay needs {family}"
+                );
+            }
+        }
+        if self.layer == Layer::L3 && self.nodes <= NEAR {
+            bail!(
+                "an underlay of two segments (l3) needs 3 nodes or more: node1 and node2 share one, the others sit behind the router"
+            );
+        }
+        if let Some(scenario) = self.scenario {
+            if plain || self.layer == Layer::L3 {
+                bail!(
+                    "the scenario {scenario} is about packets that are encapsulated on one segment: play it on l2, with udp or vxlan without direct routing"
+                );
+            }
+        }
+        if self.store == Store::File {
+            return Ok(());
+        }
+        if self.scenario == Some(Scenario::NoLease) {
+            bail!(
+                "the scenario no-lease is about a lease file: in etcd a node takes its lease again by itself"
+            );
+        }
+        if !self.runs_daemons() {
+            bail!(
+                "with its leases in etcd a lab is built at once: until its nodes have taken their subnets, nobody knows the pods' addresses"
+            );
+        }
+        if self.underlay == Underlay::V6 {
+            bail!(
+                "flannel's leases in etcd carry a public IPv4 address: the underlay needs IPv4 (v4 or dual)"
+            );
+        }
+        if self.ipv6 && self.underlay == Underlay::V4 {
+            bail!(
+                "with leases in etcd, pods with IPv6 addresses need an underlay that has them: dual, or pods without (--no-ipv6)"
+            );
+        }
+        if self.ipv6 && self.backend == Backend::Udp {
+            bail!(
+                "flannel's udp in etcd is of IPv4 alone: use vxlan, or pods without IPv6 (--no-ipv6)"
             );
         }
         Ok(())
@@ -229,6 +425,62 @@ impl Spec {
         format!("{}-intruder", self.name)
     }
 
+    /// The name of the namespace of the router between two segments ([`Layer::L3`]).
+    pub fn router_namespace(&self) -> String {
+        format!("{}-router", self.name)
+    }
+
+    /// The name of the namespace of the lab's etcd ([`Store::Etcd`]).
+    pub fn etcd_namespace(&self) -> String {
+        format!("{}-etcd", self.name)
+    }
+
+    /// The segments of its underlay.
+    pub fn segments(&self) -> Vec<Segment> {
+        let count = match self.layer {
+            Layer::L2 => 1,
+            Layer::L3 => 2,
+        };
+        (0..count)
+            .map(|number| Segment::new(self.underlay, number))
+            .collect()
+    }
+
+    /// The segment that a node is in.
+    pub fn segment_of(&self, node: u8) -> Segment {
+        let far = self.layer == Layer::L3 && node > NEAR;
+        Segment::new(self.underlay, far.into())
+    }
+
+    /// The addresses of its etcd, if it has one.
+    pub fn etcd_addresses(&self) -> [Option<IpNet>; 2] {
+        match self.store {
+            Store::File => [None, None],
+            Store::Etcd => Segment::new(self.underlay, 0).addresses(ETCD),
+        }
+    }
+
+    /// Where its nodes reach its etcd: `http://10.99.0.253:2379`.
+    pub fn etcd_endpoint(&self) -> Option<String> {
+        let address = self.etcd_addresses().into_iter().flatten().next()?;
+        let socket = SocketAddr::new(address.addr(), ETCD_PORT);
+        Some(format!("http://{socket}"))
+    }
+
+    /// The configuration that its etcd holds for all nodes: flannel's net-conf.json.
+    pub(super) fn net_conf(&self) -> String {
+        let mut backend = serde_json::json!({ "Type": self.backend.to_string() });
+        if self.direct_routing {
+            backend["DirectRouting"] = true.into();
+        }
+        let mut conf = serde_json::json!({ "Network": NETWORK, "Backend": backend });
+        if self.ipv6 {
+            conf["EnableIPv6"] = true.into();
+            conf["IPv6Network"] = IPV6_NETWORK.into();
+        }
+        conf.to_string()
+    }
+
     /// Some of its addresses are of IPv6.
     pub fn has_ipv6(&self) -> bool {
         self.ipv6 || self.underlay != Underlay::V4
@@ -250,9 +502,13 @@ impl Spec {
     pub fn namespaces(&self) -> Vec<String> {
         let nodes = self.node_plans().into_iter().map(|node| node.namespace);
         let intruder = (self.scenario == Some(Scenario::Spoof)).then(|| self.intruder_namespace());
+        let router = (self.layer == Layer::L3).then(|| self.router_namespace());
+        let etcd = (self.store == Store::Etcd).then(|| self.etcd_namespace());
         std::iter::once(self.underlay_namespace())
             .chain(nodes)
             .chain(intruder)
+            .chain(router)
+            .chain(etcd)
             .collect()
     }
 }
@@ -264,8 +520,7 @@ pub(super) fn namespaces_of(lab: &str, mut names: Vec<String>) -> Vec<String> {
             .strip_prefix(lab)
             .and_then(|rest| rest.strip_prefix('-'));
         own.is_some_and(|own| {
-            own == "underlay"
-                || own == "intruder"
+            ["underlay", "intruder", "router", "etcd"].contains(&own)
                 || own
                     .strip_prefix("node")
                     .is_some_and(|n| n.parse::<u8>().is_ok())
@@ -286,287 +541,5 @@ pub(in crate::lab) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Names and addresses of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodePlan {
-    /// From 1.
-    pub number: u8,
-    /// `node1`
-    pub name: String,
-    /// The name of its namespace: `lab-node1`.
-    pub namespace: String,
-    /// Its address on the underlay, `10.99.0.1`.
-    pub public_ip: Option<Ipv4Addr>,
-    /// Its address on the underlay, `fd99::1`.
-    pub public_ipv6: Option<Ipv6Addr>,
-    /// The subnet of its lease, `10.244.1.0/24`.
-    pub subnet: Ipv4Net,
-    /// `fd00:10:244:1::/64`
-    pub ipv6_subnet: Option<Ipv6Net>,
-    /// What its bridge `cni0` has in that subnet, `10.244.1.1`: the pods' gateway.
-    pub gateway: Ipv4Addr,
-    /// `fd00:10:244:1::1`
-    pub ipv6_gateway: Option<Ipv6Addr>,
-    /// Its pods.
-    pub pods: Vec<PodPlan>,
-}
-
-/// Names and addresses of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodPlan {
-    /// From 1, on each node anew.
-    pub number: u8,
-    /// `pod1`
-    pub name: String,
-    /// Where it is: `node1/pod1`.
-    pub place: String,
-    /// The node's end of its veth pair, `veth-pod1`; its own end is `eth0`.
-    pub veth: String,
-    /// `10.244.1.2` for the first.
-    pub ip: Ipv4Addr,
-    /// `fd00:10:244:1::2` for the first.
-    pub ipv6: Option<Ipv6Addr>,
-}
-
-impl NodePlan {
-    fn new(spec: &Spec, number: u8) -> Self {
-        let name = format!("node{number}");
-        let n = u16::from(number);
-        let ipv6 = |host: u16| {
-            spec.ipv6
-                .then(|| Ipv6Addr::new(0xfd00, 0x10, 0x244, n, 0, 0, 0, host))
-        };
-        let pod = |pod: u8| PodPlan {
-            number: pod,
-            name: format!("pod{pod}"),
-            place: format!("{name}/pod{pod}"),
-            veth: format!("veth-pod{pod}"),
-            ip: Ipv4Addr::new(10, 244, number, pod + 1),
-            ipv6: ipv6(u16::from(pod) + 1),
-        };
-        Self {
-            number,
-            namespace: format!("{}-{name}", spec.name),
-            public_ip: (spec.underlay != Underlay::V6).then(|| Ipv4Addr::new(10, 99, 0, number)),
-            public_ipv6: (spec.underlay != Underlay::V4)
-                .then(|| Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, n)),
-            subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24),
-            ipv6_subnet: ipv6(0).map(|ip| Ipv6Net::new_assert(ip, 64)),
-            gateway: Ipv4Addr::new(10, 244, number, 1),
-            ipv6_gateway: ipv6(1),
-            pods: (1..=spec.pods).map(pod).collect(),
-            name,
-        }
-    }
-
-    /// The configuration of its daemon (DESIGN: `overlayd.toml`). `dir` is the lab's directory.
-    pub(super) fn config(&self, spec: &Spec, dir: &std::path::Path) -> String {
-        let (name, backend, lab) = (&self.name, spec.backend, &spec.name);
-        let engine = spec.engine.name();
-        let ipv6 = if spec.ipv6 {
-            format!("ipv6-network = \"{IPV6_NETWORK}\"\n")
-        } else {
-            String::new()
-        };
-        let dir = dir.display();
-        format!(
-            "# {name} of lab {lab}, written by `overlayd lab up`\n\
-             \n\
-             [network]\n\
-             network = \"{NETWORK}\"\n\
-             {ipv6}\
-             \n\
-             [backend]\n\
-             type = \"{backend}\"\n\
-             \n\
-             [node]\n\
-             name = \"{name}\"\n\
-             iface = \"eth0\"\n\
-             \n\
-             [datapath]\n\
-             engine = \"{engine}\"\n\
-             \n\
-             [store]\n\
-             type = \"file\"\n\
-             path = \"{dir}/leases.json\"\n\
-             \n\
-             [control]\n\
-             socket = \"{dir}/{name}/overlayd.sock\"\n\
-             {}{}",
-            if spec.config.is_empty() { "" } else { "\n" },
-            spec.config
-        )
-    }
-
-    fn lease(&self) -> serde_json::Value {
-        let mut lease = serde_json::Map::new();
-        let mut put = |key: &str, value: Option<String>| {
-            if let Some(value) = value {
-                lease.insert(key.to_owned(), value.into());
-            }
-        };
-        put("Subnet", Some(self.subnet.to_string()));
-        put("IPv6Subnet", self.ipv6_subnet.map(|net| net.to_string()));
-        put("PublicIP", self.public_ip.map(|ip| ip.to_string()));
-        put("PublicIPv6", self.public_ipv6.map(|ip| ip.to_string()));
-        serde_json::Value::Object(lease)
-    }
-}
-
-/// The lease file that all nodes of a lab share: one line per lease.
-pub(super) fn leases(spec: &Spec) -> String {
-    let lines: Vec<_> = spec
-        .node_plans()
-        .iter()
-        .map(|node| format!("  {}", node.lease()))
-        .collect();
-    format!("[\n{}\n]\n", lines.join(",\n"))
-}
-
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::{config::Config, lease};
-
-    #[test]
-    fn addresses_follow_the_numbers() {
-        let nodes = Spec::default().node_plans();
-        let node = &nodes[1];
-        assert_eq!(
-            (node.name.as_str(), node.namespace.as_str()),
-            ("node2", "lab-node2")
-        );
-        assert_eq!(node.public_ip.unwrap().to_string(), "10.99.0.2");
-        assert_eq!(node.public_ipv6.unwrap().to_string(), "fd99::2");
-        assert_eq!(node.subnet.to_string(), "10.244.2.0/24");
-        assert_eq!(node.ipv6_subnet.unwrap().to_string(), "fd00:10:244:2::/64");
-        assert_eq!(node.gateway.to_string(), "10.244.2.1");
-        let pod = &node.pods[1];
-        assert_eq!(
-            (pod.place.as_str(), pod.veth.as_str()),
-            ("node2/pod2", "veth-pod2")
-        );
-        assert_eq!(pod.ip.to_string(), "10.244.2.3");
-        assert_eq!(pod.ipv6.unwrap().to_string(), "fd00:10:244:2::3");
-        assert_eq!(
-            Spec::default().namespaces(),
-            ["lab-underlay", "lab-node1", "lab-node2", "lab-node3"]
-        );
-    }
-
-    #[test]
-    fn the_overlay_mtu_is_what_the_encapsulation_leaves() {
-        let mtu = |backend, underlay| {
-            let spec = Spec {
-                backend,
-                underlay,
-                ..Spec::default()
-            };
-            spec.overlay_mtu()
-        };
-        assert_eq!(mtu(Backend::Vxlan, Underlay::Dual), 1450);
-        assert_eq!(mtu(Backend::Udp, Underlay::V4), 1472);
-        assert_eq!(mtu(Backend::Vxlan, Underlay::V6), 1430);
-        assert_eq!(mtu(Backend::Udp, Underlay::V6), 1452);
-    }
-
-    #[test]
-    fn what_cannot_be_built_is_refused_with_a_reason() {
-        let reason = |change: &dyn Fn(&mut Spec)| {
-            let mut spec = Spec::default();
-            change(&mut spec);
-            spec.validate().unwrap_err().to_string()
-        };
-        assert!(Spec::default().validate().is_ok());
-        for name in ["", "a/b", "..", "Lab", "-x", "a b", &"x".repeat(33)] {
-            assert!(
-                reason(&|s| s.name = name.to_owned()).contains("cannot be the name of a lab"),
-                "{name}"
-            );
-        }
-        assert!(reason(&|s| s.nodes = 0).contains("1 to 250 nodes"));
-        assert!(reason(&|s| s.nodes = 251).contains("1 to 250 nodes"));
-        assert!(reason(&|s| s.pods = 251).contains("at most 250 pods"));
-        assert!(reason(&|s| s.mtu = 1349).contains("needs 1350 bytes"));
-        let v4 = |s: &mut Spec| (s.ipv6, s.underlay, s.mtu) = (false, Underlay::V4, 117);
-        assert!(reason(&v4).contains("needs 118 bytes"));
-    }
-
-    #[test]
-    fn the_written_files_are_what_the_daemon_reads() {
-        for (backend, ipv6, underlay) in [
-            (Backend::Udp, false, Underlay::V4),
-            (Backend::Vxlan, true, Underlay::Dual),
-            (Backend::Vxlan, true, Underlay::V6),
-        ] {
-            let spec = Spec {
-                backend,
-                ipv6,
-                underlay,
-                config: "[log]\nlevel = \"debug\"\n".into(),
-                ..Spec::default()
-            };
-            let dir = tempfile::tempdir().unwrap();
-            let node = &spec.node_plans()[1];
-            let path = dir.path().join("overlayd.toml");
-            std::fs::write(
-                &path,
-                node.config(&spec, Path::new("/run/overlayd/lab/lab")),
-            )
-            .unwrap();
-            let none: [(std::ffi::OsString, std::ffi::OsString); 0] = [];
-            let config = Config::load(Some(&path), &Default::default(), none).unwrap();
-            assert_eq!(config.backend.name(), backend.to_string());
-            assert_eq!(config.backend.port(), backend.port());
-            assert_eq!(config.network.v4.unwrap().to_string(), NETWORK);
-            assert_eq!(config.network.v6.is_some(), ipv6);
-            assert_eq!(config.node.name, "node2");
-            assert_eq!(
-                config.control.socket,
-                Path::new("/run/overlayd/lab/lab/node2/overlayd.sock")
-            );
-            assert_eq!(config.warnings, [""; 0]);
-
-            let leases = lease::parse(leases(&spec).as_bytes()).unwrap();
-            assert_eq!(leases.len(), 3);
-            assert_eq!(leases[1].subnet, Some(node.subnet));
-            assert_eq!(leases[1].ipv6_subnet, node.ipv6_subnet);
-            assert_eq!(
-                (leases[1].public_ip, leases[1].public_ipv6),
-                (node.public_ip, node.public_ipv6)
-            );
-        }
-    }
-
-    #[test]
-    fn a_labs_namespaces_are_known_by_their_names() {
-        let mut all = Spec::default().namespaces();
-        let others = [
-            "lab",
-            "lab-x",
-            "lab-nodes",
-            "lab-node1-underlay",
-            "lab2-node1",
-            "node1",
-            "lab-node",
-        ];
-        all.extend(others.map(String::from));
-        assert_eq!(namespaces_of("lab", all), Spec::default().namespaces());
-    }
-
-    #[test]
-    fn backends_have_the_names_of_the_configuration() {
-        for backend in [Backend::Udp, Backend::Vxlan] {
-            assert_eq!(backend.to_string().parse::<Backend>().unwrap(), backend);
-        }
-        assert!(
-            "gre"
-                .parse::<Backend>()
-                .unwrap_err()
-                .to_string()
-                .contains("\"gre\"")
-        );
-    }
-}
+mod tests;

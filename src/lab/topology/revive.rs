@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::{
-    Lab,
+    ETCD, Lab, Store,
     daemons::running,
     on_runtime,
     stage::{self, Act},
@@ -28,6 +28,10 @@ impl Lab {
             .map(|process| process.place)
             .collect();
         let mut revived = self.revive_pods(&there)?;
+        if self.spec.store == Store::Etcd && running(&self.spec.name, ETCD)?.is_none() {
+            self.start_etcd(&|| Ok(()))?;
+            revived.push(ETCD.to_owned());
+        }
         if self.spec.runs_daemons() {
             for number in 1..=self.spec.nodes {
                 let place = self.node(number)?.name.clone();

@@ -7,14 +7,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::itself;
-use super::plan::{self, INTRUDER, NodePlan, PodPlan, Scenario, Spec};
+use super::plan::{self, INTRUDER, Layer, NodePlan, PodPlan, Scenario, Segment, Spec, Store};
 
-/// The bridge of the underlay, in its own namespace.
-pub(super) const UNDERLAY_BRIDGE: &str = "underlay0";
 /// The bridge of a node's pods.
 pub(super) const POD_BRIDGE: &str = "cni0";
 /// The interface of a node on the underlay, and of a pod on its bridge.
 pub(super) const ETH: &str = "eth0";
+/// The interfaces of the router, one in each segment.
+const ROUTER_ETH: [&str; 2] = [ETH, "eth1"];
 
 /// How far a lab is built.
 #[derive(
@@ -123,8 +123,10 @@ pub(super) enum Act {
     },
     Veth {
         name: String,
-        /// Where the other end is; it is called `eth0`.
+        /// Where the other end is.
         peer: String,
+        /// What that is called: `eth0`.
+        end: &'static str,
     },
     Mac {
         device: &'static str,
@@ -155,6 +157,12 @@ pub(super) fn steps(spec: &Spec, stage: Stage) -> Vec<Step> {
     let mut list = List(Vec::new());
     if stage == Stage::Isolated {
         list.underlay(spec);
+        if spec.layer == Layer::L3 {
+            list.router(spec);
+        }
+        if spec.store == Store::Etcd {
+            list.etcd(spec);
+        }
         if spec.scenario == Some(Scenario::Spoof) {
             list.intruder(spec);
         }
@@ -248,56 +256,90 @@ impl List {
         let place = "underlay";
         self.at(place, Act::Namespace);
         self.quiet(spec, place);
-        self.at(
-            place,
-            Act::Bridge {
-                name: UNDERLAY_BRIDGE,
-            },
-        );
-        self.mtu(place, UNDERLAY_BRIDGE, spec.mtu);
+        for Segment { bridge: name, .. } in spec.segments() {
+            self.at(place, Act::Bridge { name });
+            self.mtu(place, name, spec.mtu);
+        }
     }
 
     fn node(&mut self, spec: &Spec, node: &NodePlan) {
-        let (place, underlay) = (node.name.as_str(), "underlay");
+        let place = node.name.as_str();
         self.at(place, Act::Namespace);
         self.quiet(spec, place);
         self.up(place, "lo");
-        self.host(spec, place, underlay);
-        let public = [
-            node.public_ip.map(|ip| net(ip, 24)),
-            node.public_ipv6.map(|ip| net(ip, 64)),
-        ];
-        self.addresses(place, ETH, public);
+        self.host(spec, &node.segment, place, node.number);
     }
 
     fn intruder(&mut self, spec: &Spec) {
         let place = "intruder";
         self.at(place, Act::Namespace);
         self.up(place, "lo");
-        self.host(spec, place, "underlay");
-        self.addresses(place, ETH, [Some(net(INTRUDER, 24)), None]);
+        let [.., number] = INTRUDER.octets();
+        self.host(spec, &spec.segment_of(1), place, number);
     }
 
-    /// A cable from a host to the underlay, at both ends of the underlay's MTU.
-    fn host(&mut self, spec: &Spec, place: &str, underlay: &str) {
+    /// A host of the first segment, for etcd.
+    fn etcd(&mut self, spec: &Spec) {
+        let place = "etcd";
+        self.at(place, Act::Namespace);
+        self.quiet(spec, place);
+        self.up(place, "lo");
+        self.host(spec, &spec.segment_of(1), place, plan::ETCD);
+    }
+
+    /// A host with a foot in each segment, which forwards.
+    fn router(&mut self, spec: &Spec) {
+        let place = "router";
+        self.at(place, Act::Namespace);
+        self.quiet(spec, place);
+        self.up(place, "lo");
+        self.forwards(spec, place);
+        for (segment, end) in spec.segments().iter().zip(ROUTER_ETH) {
+            self.cable_to(spec, segment, place, &format!("{place}-{end}"), end);
+            self.addresses(place, end, segment.router());
+        }
+    }
+
+    /// Puts a host into a segment: cable, addresses, and the way to the other segment if there is one.
+    fn host(&mut self, spec: &Spec, segment: &Segment, place: &str, number: u8) {
+        self.cable_to(spec, segment, place, place, ETH);
+        self.addresses(place, ETH, segment.addresses(number));
+        if spec.layer == Layer::L3 {
+            for router in segment.router().into_iter().flatten() {
+                self.at(place, Act::DefaultRoute { via: router.addr() });
+            }
+        }
+    }
+
+    /// A cable from a host to a segment, at both ends of the underlay's MTU.
+    fn cable_to(
+        &mut self,
+        spec: &Spec,
+        segment: &Segment,
+        place: &str,
+        port: &str,
+        end: &'static str,
+    ) {
+        let underlay = "underlay";
         self.at(
             underlay,
             Act::Veth {
-                name: place.to_owned(),
+                name: port.to_owned(),
                 peer: place.to_owned(),
+                end,
             },
         );
-        self.mtu(underlay, place, spec.mtu);
+        self.mtu(underlay, port, spec.mtu);
         self.at(
             underlay,
             Act::Plug {
-                device: place.to_owned(),
-                bridge: UNDERLAY_BRIDGE,
+                device: port.to_owned(),
+                bridge: segment.bridge,
             },
         );
-        self.up(underlay, place);
-        self.mtu(place, ETH, spec.mtu);
-        self.up(place, ETH);
+        self.up(underlay, port);
+        self.mtu(place, end, spec.mtu);
+        self.up(place, end);
     }
 
     fn pod(&mut self, spec: &Spec, pod: &PodPlan) {
@@ -313,6 +355,7 @@ impl List {
             Act::Veth {
                 name: pod.veth.clone(),
                 peer: pod.place.clone(),
+                end: ETH,
             },
         );
         self.mtu(&node.name, &pod.veth, mtu);
@@ -350,7 +393,11 @@ impl List {
     }
 
     fn forwarding(&mut self, spec: &Spec, node: &NodePlan) {
-        let mut on = |key: String| self.at(&node.name, Act::Sysctl { key, value: "1" });
+        self.forwards(spec, &node.name);
+    }
+
+    fn forwards(&mut self, spec: &Spec, place: &str) {
+        let mut on = |key: String| self.at(place, Act::Sysctl { key, value: "1" });
         on("net.ipv4.ip_forward".to_owned());
         if spec.has_ipv6() {
             for device in ["all", "default"] {
@@ -393,8 +440,8 @@ impl Step {
             Act::Namespace | Act::Pod => format!("ip netns add {ns}"),
             Act::Sysctl { key, value } => format!("ip netns exec {ns} sysctl -qw {key}={value}"),
             Act::Bridge { name } => format!("ip -n {ns} link add {name} up type bridge"),
-            Act::Veth { name, peer } => format!(
-                "ip -n {ns} link add {name} type veth peer name {ETH} netns {}",
+            Act::Veth { name, peer, end } => format!(
+                "ip -n {ns} link add {name} type veth peer name {end} netns {}",
                 by_hand(lab, peer)
             ),
             Act::Mac { device, mac } => {

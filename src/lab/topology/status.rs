@@ -6,12 +6,13 @@ use std::{
 };
 
 use anyhow::Result;
+use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    known,
-    plan::{INTRUDER, NodePlan, PodPlan, Scenario, Spec},
+    ETCD, known,
+    plan::{ETCD_PREFIX, INTRUDER, Layer, NodePlan, PodPlan, Scenario, Spec},
 };
 use crate::{
     kernel::NetNs,
@@ -33,6 +34,42 @@ pub struct Status {
     /// The host on the underlay that is no node, if the lab's scenario has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intruder: Option<IntruderStatus>,
+    /// The router between the segments of the underlay, if it has two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router: Option<RouterStatus>,
+    /// Where the leases stand, if in etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdStatus>,
+}
+
+/// How the router of an underlay of two segments is ([`super::Layer::L3`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RouterStatus {
+    /// The name of its namespace.
+    pub namespace: String,
+    /// Its namespace is there.
+    pub present: bool,
+    /// Its addresses, the first segment's first.
+    pub ips: Vec<IpAddr>,
+}
+
+/// How a lab's etcd is ([`super::Store::Etcd`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EtcdStatus {
+    /// The name of its namespace.
+    pub namespace: String,
+    /// Its namespace is there.
+    pub present: bool,
+    /// Its addresses on the underlay.
+    pub ips: Vec<IpAddr>,
+    /// Where nodes reach it.
+    pub endpoint: String,
+    /// Its process id, if it runs.
+    pub pid: Option<u32>,
+    /// Its log.
+    pub log: PathBuf,
+    /// The command that shows all that is in it.
+    pub ask: String,
 }
 
 /// How the stranger on the underlay is ([`super::Scenario::Spoof`]). What runs there is nobody's business.
@@ -63,6 +100,8 @@ pub struct NodeStatus {
     pub state: Option<String>,
     /// Why it is not well, or why it does not answer.
     pub reasons: Vec<String>,
+    /// Leases that it has not taken, and why: other nodes that it cannot reach.
+    pub refused: Vec<String>,
     /// The control socket of its overlayd.
     pub socket: PathBuf,
     /// The log of its overlayd.
@@ -106,6 +145,12 @@ impl NodeStatus {
                 let reasons = answer["reasons"].as_array().into_iter().flatten();
                 self.reasons = reasons.filter_map(text).collect();
                 self.state = text(&answer["state"]);
+                let refused = answer["refused"].as_array().into_iter().flatten();
+                let both = |one: &Value| Some((text(&one["subject"])?, text(&one["reason"])?));
+                let refused = refused.filter_map(both);
+                self.refused = refused
+                    .map(|(subject, reason)| format!("refused {subject}: {reason}"))
+                    .collect();
             }
             Err(error) => self.reasons = vec![error.to_string()],
         }
@@ -131,7 +176,9 @@ impl Status {
         let node = |node: &NodeStatus| {
             node.present && daemon(node) && node.pods.iter().all(PodStatus::is_whole)
         };
-        self.complete && self.nodes.iter().all(node)
+        let router = self.router.as_ref().is_none_or(|router| router.present);
+        let etcd = self.etcd.as_ref().is_none_or(|etcd| etcd.pid.is_some());
+        self.complete && router && etcd && self.nodes.iter().all(node)
     }
 
     /// Everything that should run does, and every overlayd is well.
@@ -175,6 +222,7 @@ pub fn status(name: &str) -> Result<Status> {
         daemon: pid(&plan.name),
         state: None,
         reasons: Vec::new(),
+        refused: Vec::new(),
         socket: state::dir(name).join(&plan.name).join("overlayd.sock"),
         log: state::dir(name).join(&plan.name).join("overlayd.log"),
         pods: plan.pods.iter().map(pod).collect(),
@@ -193,11 +241,35 @@ pub fn status(name: &str) -> Result<Status> {
             namespace,
         }
     });
+    let ips = |nets: [Option<IpNet>; 2]| nets.into_iter().flatten().map(|net| net.addr());
+    let router = (state.spec.layer == Layer::L3).then(|| {
+        let namespace = state.spec.router_namespace();
+        let segments = state.spec.segments().into_iter();
+        RouterStatus {
+            present: namespaces.contains(&namespace),
+            ips: segments.flat_map(|segment| ips(segment.router())).collect(),
+            namespace,
+        }
+    });
+    let etcd = state.spec.etcd_endpoint().map(|endpoint| {
+        let namespace = state.spec.etcd_namespace();
+        EtcdStatus {
+            present: namespaces.contains(&namespace),
+            ips: ips(state.spec.etcd_addresses()).collect(),
+            endpoint,
+            pid: pid(ETCD),
+            log: state::dir(name).join(ETCD).join("etcd.log"),
+            ask: format!("ip netns exec {namespace} etcdctl get --prefix {ETCD_PREFIX}"),
+            namespace,
+        }
+    });
     Ok(Status {
         name: name.to_owned(),
         complete: state.complete,
         nodes,
         intruder,
+        router,
+        etcd,
         spec: state.spec,
     })
 }

@@ -111,9 +111,9 @@ impl<'a> Wire<'a> {
             Act::Bridge { name } => {
                 netlink.add_bridge(name).await?;
             }
-            Act::Veth { name, peer } => {
+            Act::Veth { name, peer, end } => {
                 let peer = &self.site(peer)?.namespace;
-                netlink.add_veth(name, ETH, Some(peer)).await?;
+                netlink.add_veth(name, end, Some(peer)).await?;
             }
             Act::Mac { device, mac } => netlink.set_mac(find(device).await?.index, *mac).await?,
             Act::Mtu { device, mtu } => {

@@ -187,17 +187,17 @@ pub fn of_host(world: &World) -> Result<Topology> {
     Ok(Topology {
         title: "this host".into(),
         underlay: Part::new("the underlay", "not seen from here"),
+        beyond: None,
         nodes: vec![Node {
             number: 1,
             name: text("/node").unwrap_or_else(|| "this host".into()),
-            stranger: false,
-            port: None,
             eth: underlay.and_then(|name| part(&name, "")),
             daemon: status.is_some().then(|| Part::new("overlayd", "leases")),
             tun: device.and_then(|name| part(&name, "TUN")),
             kernel: Some(Part::new("kernel", "routes")),
             bridge: bridge.and_then(|link| part(&link.name, "bridge")),
             pods: pods.collect(),
+            ..Node::default()
         }],
     })
 }

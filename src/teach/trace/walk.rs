@@ -26,6 +26,7 @@ use super::tables::{Counts, DEAF, Looker};
 use super::watch::Caught;
 use super::world::World;
 use crate::lab::state;
+use crate::observe::status::Status;
 pub(super) use rows::error_name;
 
 use super::{
@@ -487,10 +488,12 @@ impl Walk<'_> {
         self.outer.unwrap_or((self.packet.src, self.packet.dst))
     }
 
-    /// The device is the daemon's own.
+    /// The device is the daemon's own. With host-gw it has none: what it names is the interface on the underlay.
     fn is_tun(&self, place: usize, ifindex: u32) -> bool {
         let status = self.after[place].daemon.as_ref();
-        status.is_some_and(|status| status.device.index == ifindex)
+        status.is_some_and(|Status { device, .. }| {
+            device.index == ifindex && device.name != device.underlay
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 
 use super::tables::runtime;
 use crate::kernel::{NetNs, Netlink};
-use crate::lab::topology::{DEFAULT_NAME, Lab, Node, Pod, PodPlan, Stage};
+use crate::lab::topology::{DEFAULT_NAME, Lab, Layer, Node, Pod, PodPlan, Stage};
 use crate::lab::{container, holder, state};
 
 /// What a place is.
@@ -23,6 +23,8 @@ pub enum Role {
     Node(u8),
     /// The lab's underlay.
     Underlay,
+    /// The router between the segments of the lab's underlay.
+    Router,
     /// This host.
     Host,
     /// A network namespace that hangs on this host, as a pod's does.
@@ -64,6 +66,8 @@ pub struct World {
     pub source: End,
     /// Where it is to go.
     pub destination: End,
+    /// The underlay's devices that belong to its second segment, behind the router.
+    pub beyond: Vec<String>,
     /// What a lab that is still being built lacks for a packet between these ends.
     pub unbuilt: Option<Unbuilt>,
     /// Daemons should run at its nodes.
@@ -145,6 +149,15 @@ impl World {
             ended: Vec::new(),
         }];
         let running = holder::processes(&lab.spec().name)?;
+        if lab.spec().layer == Layer::L3 {
+            places.push(Place {
+                name: "router".into(),
+                role: Role::Router,
+                namespace: lab.place("router")?,
+                socket: None,
+                ended: Vec::new(),
+            });
+        }
         for node in lab.nodes() {
             places.push(Place {
                 name: node.name.clone(),
@@ -209,6 +222,7 @@ impl World {
         });
         let world = Self {
             lab: Some(name.clone()),
+            beyond: beyond(lab),
             unbuilt,
             daemons: lab.spec().runs_daemons(),
             dead: dead.map(|pod| pod.place),
@@ -287,6 +301,7 @@ impl World {
         let destination = holder(to)?;
         Ok(Self {
             lab: None,
+            beyond: Vec::new(),
             unbuilt: None,
             daemons: true,
             dead: None,
@@ -400,6 +415,17 @@ impl World {
     }
 }
 
+/// The second segment's bridge, and what is plugged into it.
+fn beyond(lab: &Lab) -> Vec<String> {
+    let Some(segment) = lab.spec().segments().into_iter().nth(1) else {
+        return Vec::new();
+    };
+    let nodes = lab.nodes().iter().filter(|node| node.segment == segment);
+    let nodes = nodes.map(|node| node.name.clone());
+    let own = [segment.bridge, "router-eth1"].map(str::to_owned);
+    own.into_iter().chain(nodes).collect()
+}
+
 /// To which stage a lab has to be built for a packet between these places to be answered.
 fn wanted(lab: &Lab, ends: &[Role], dst: Option<IpAddr>) -> Stage {
     let node = |number| lab.nodes().iter().find(|node| node.number == number);
@@ -469,7 +495,7 @@ fn lab_end(lab: &Lab, places: &[Place], text: &str, ipv6: bool) -> Result<End> {
             ip: Some(ip),
         });
     }
-    bail!("the underlay is a cable: a packet starts and ends at a node or a pod");
+    bail!("a packet starts and ends at a node or a pod: {text} is on its way");
 }
 
 /// The pod of this name or address, if all its processes have ended.

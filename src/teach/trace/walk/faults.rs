@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::super::fate::Cause;
 use super::super::tables::candidates;
+use super::super::world::Role;
 use super::Walk;
 
 /// A device takes packets that are longer than its MTU by this, a VLAN tag's length (`__is_skb_forwardable`,
@@ -248,7 +249,11 @@ impl Walk<'_> {
             .iter()
             .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4() == v4);
         let six = if v4 { "" } else { "-6 " };
-        let advice = if default || is_switching {
+        let advice = if self.world.places[place].role == Role::Router {
+            format!(
+                "a router knows the underlay's networks, and {dst} is in none of them: if it is a pod's, the two nodes have to be on one segment, or the packet encapsulated (`overlayd routes`, on the node that sent it, says whom it cannot reach)"
+            )
+        } else if default || is_switching {
             format!(
                 "`ip {six}route get {dst}`, in {here}; on a node: does overlayd run, and is its device up?"
             )

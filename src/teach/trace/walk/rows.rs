@@ -10,7 +10,7 @@ use super::super::world::Role;
 use super::super::{Direction, Frame, Leg, Probe, Row, Source, Step};
 use super::cut::{inner_lengths, sum};
 use super::{State, Walk};
-use crate::lab::graph::Point;
+use crate::lab::graph::{Point, ROUTER};
 use crate::teach::capture::Link;
 
 impl Walk<'_> {
@@ -310,6 +310,7 @@ impl Walk<'_> {
         Some(match self.world.places[place].role {
             Role::Pod(node, pod) => Point::Pod { node, pod },
             Role::Underlay => self.underlay_point(device, step)?,
+            Role::Router => router_point(device),
             Role::Guest => Point::Pod {
                 node: 1,
                 pod: u8::try_from(place).ok()?,
@@ -326,21 +327,29 @@ impl Walk<'_> {
         let named = places.find(|place| Some(place.name.as_str()) == device);
         match (named.map(|place| place.role), step) {
             (Some(Role::Node(node)), _) => Some(Point::Port { node }),
-            (_, Step::Device) => Some(Point::Underlay),
+            (_, Step::Device) => {
+                let beyond = device.is_some_and(|name| self.world.beyond.iter().any(|b| b == name));
+                Some(if beyond {
+                    Point::Beyond
+                } else {
+                    Point::Underlay
+                })
+            }
             (_, Step::Lost) => self.rows.iter().rev().find_map(|row| row.point),
             _ => None,
         }
     }
 
     fn node_point(&self, node: u8, place: usize, device: Option<&str>, step: Step) -> Point {
-        let tun = self.after[place]
-            .daemon
-            .as_ref()
-            .map(|status| status.device.name.as_str());
         let underlay = self.after[place]
             .daemon
             .as_ref()
             .map(|status| status.device.underlay.as_str());
+        let tun = self.after[place]
+            .daemon
+            .as_ref()
+            .map(|status| status.device.name.as_str())
+            .filter(|name| Some(*name) != underlay);
         let pod = device
             .and_then(|name| name.strip_prefix("veth-pod"))
             .and_then(|number| number.parse().ok());
@@ -360,6 +369,15 @@ impl Walk<'_> {
             (Step::Device | Step::Bridge, Some(_), _) => Point::Bridge { node },
             _ => Point::Kernel { node },
         }
+    }
+}
+
+/// A drawing shows the router as a box that hangs on one segment and stands on the other.
+fn router_point(device: Option<&str>) -> Point {
+    match device {
+        Some("eth1") => Point::Foot { node: ROUTER },
+        Some(_) => Point::Eth { node: ROUTER },
+        None => Point::Kernel { node: ROUTER },
     }
 }
 
