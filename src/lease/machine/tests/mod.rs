@@ -456,7 +456,7 @@ fn ten_thousand_leases_that_change() {
     (0..10_000).for_each(|n| world.etcd.put(&key(n), &value(n, 0), 0));
     world.add(0x0a63_0001);
     world.until("listed", World::is_whole);
-    for turn in 0..500 {
+    for turn in 0..200 {
         let n = turn * 7919 % 10_000;
         world.etcd.put(&key(n), &value(n, 1), 0);
         world.run(10 * MS);
