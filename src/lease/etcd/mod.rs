@@ -137,6 +137,7 @@ impl Handle {
             shown: u64::MAX,
             saved: 0,
             save_at: None,
+            saving: None,
         };
         let task = tokio::spawn(task.run(inbox, show));
         Handle {
@@ -210,6 +211,8 @@ struct Task {
     /// The generation on disk.
     saved: u64,
     save_at: Option<Instant>,
+    /// A table on its way to the disk.
+    saving: Option<JoinHandle<()>>,
 }
 
 impl Task {
@@ -240,7 +243,7 @@ impl Task {
                 request = inbox.recv() => match request {
                     Some(Request::Want(wanted)) => self.want(*wanted),
                     Some(Request::Release) => self.machine.release(),
-                    Some(Request::End) | None => return self.save().await,
+                    Some(Request::End) | None => return self.finish().await,
                 },
                 news = news(&mut self.connection) => {
                     let event = match news {
@@ -252,7 +255,7 @@ impl Task {
                 }
                 () = sleep_until(wake) => {
                     if self.save_at.is_some_and(|at| at <= Instant::now()) {
-                        self.save().await;
+                        self.save();
                     }
                 }
             }
@@ -372,9 +375,18 @@ impl Task {
         }
     }
 
-    async fn save(&mut self) {
+    /// Begins to save, unless the last table is still on its way to the disk: a slow one must not hold up the news.
+    fn save(&mut self) {
         self.save_at = None;
         if !self.machine.has_listed() || self.saved == self.machine.generation() {
+            return;
+        }
+        if self
+            .saving
+            .as_ref()
+            .is_some_and(|saving| !saving.is_finished())
+        {
+            self.save_at = Some(Instant::now() + SAVE);
             return;
         }
         self.saved = self.machine.generation();
@@ -383,9 +395,21 @@ impl Task {
             self.store.prefix.clone(),
             self.machine.to_save(),
         );
-        let saved = tokio::task::spawn_blocking(move || saved::save(&path, &prefix, &table)).await;
-        if let Ok(Err(error)) = saved {
-            complain(&self.store.saved_table, &error);
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = saved::save(&path, &prefix, &table) {
+                complain(&path, &error);
+            }
+        }));
+    }
+
+    /// Saves what is not on disk yet, and waits for it.
+    async fn finish(mut self) {
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
+        }
+        self.save();
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
         }
     }
 }
