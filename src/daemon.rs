@@ -39,7 +39,7 @@ use crate::datapath::{Forwarding, Options};
 use crate::kernel::host::{Host, Site, Wanted};
 use crate::kernel::{Change, Netlink};
 use crate::lease::Lease;
-use crate::lease::store::{self, LeaseStore};
+use crate::lease::store::{self, LeaseStore, NetConf};
 use crate::lease::sync::{self, Ground, KnownPeers};
 use crate::observe::http::Web;
 use crate::observe::server::Control;
@@ -99,6 +99,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let Told {
         config,
         net_conf,
+        fault,
         host,
         candidates,
     } = told;
@@ -120,6 +121,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         netlink,
         store,
         net_conf,
+        fault,
         host_changes,
         leases,
         own,
@@ -152,6 +154,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
 struct Told {
     config: Config,
     net_conf: Option<Vec<u8>>,
+    /// Why it is not what the store has now.
+    fault: Option<String>,
     host: Host,
     candidates: Vec<IpAddr>,
 }
@@ -163,17 +167,40 @@ async fn told(
     surroundings: &Surroundings,
     netlink: &Netlink,
 ) -> anyhow::Result<Told> {
-    let net_conf = store.net_conf().await;
-    let config = match &net_conf {
-        Some(conf) => (surroundings.reload)(Some(conf))?,
-        None => config,
+    let read = |bytes: &[u8]| {
+        let read = (surroundings.reload)(Some(bytes));
+        read.map_err(|error| error.to_string())
+    };
+    let (config, net_conf, fault) = match store.net_conf(read).await {
+        Some(NetConf {
+            bytes,
+            config,
+            fault,
+        }) => {
+            store.took(&bytes);
+            if let Some(fault) = &fault {
+                tracing::error!("{fault}; the last good one stays in force");
+            }
+            // What only stands in for another is not what was read.
+            (config, Some(bytes).filter(|_| fault.is_none()), fault)
+        }
+        None => (config, None, None),
     };
     let host = Host::look(netlink, wanted(&config), &netlink.actual().await?).await?;
     let candidates = host.candidates()?;
-    store.take(store::wanted(&config, &candidates)).await;
+    let wanted = store::wanted(&config, &candidates);
+    // A lease names this node and its MAC address to all others. It is not taken, nor changed under whoever forwards here
+    // now, before it is sure that we can.
+    if matches!(store, LeaseStore::Etcd { .. }) && config.backend.encapsulates() {
+        let site = host.site(wanted.attributes.endpoint())?;
+        drop(plane::bind(&config, site.bound, netlink).await?);
+        drop(Plane::open(&config, netlink).await?);
+    }
+    store.take(wanted).await;
     Ok(Told {
         config,
         net_conf,
+        fault,
         host,
         candidates,
     })
@@ -186,6 +213,7 @@ struct Start<S> {
     netlink: Netlink,
     store: LeaseStore,
     net_conf: Option<Vec<u8>>,
+    fault: Option<String>,
     host_changes: S,
     leases: Vec<Lease>,
     own: Lease,
@@ -210,6 +238,7 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             netlink,
             store,
             net_conf,
+            fault,
             mut host_changes,
             leases,
             own,
@@ -261,7 +290,10 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
                 extras: Arc::new(Extras::default()),
                 prefixes: Vec::new(),
                 report: Report::default(),
-                faults: Faults::default(),
+                faults: Faults {
+                    config: fault,
+                    ..Faults::default()
+                },
             }),
             store: store.face(),
             ip_masq: config.firewall.ip_masq,

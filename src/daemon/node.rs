@@ -229,6 +229,7 @@ impl Node {
                 cure: advice.cure,
             })
             .collect();
+        found.extend(self.strange_addresses().await);
         let Some(device) = device else { return found };
         // One is enough to see that the overlay network swallows the underlay; a few catch mixed ones.
         for peer in peers.iter().take(MAX_ROUTES_ASKED) {
@@ -247,6 +248,50 @@ impl Node {
             }
         }
         found
+    }
+
+    /// Interfaces that have addresses of the overlay outside of this node's subnet, such as a bridge has that was made for an
+    /// earlier lease.
+    async fn strange_addresses(&self) -> Vec<Warning> {
+        let Ok(actual) = self.netlink.actual().await else {
+            return Vec::new();
+        };
+        let (networks, own, device, public) = {
+            let view = self.view();
+            let own = [
+                view.own.subnet.map(IpNet::from),
+                view.own.ipv6_subnet.map(IpNet::from),
+            ];
+            let device = view.report.desired.device.as_ref().map(|d| d.index);
+            let networks = view.report.desired.networks.clone();
+            (networks, own, device, view.site.public)
+        };
+        let is_strange = |ip: &IpAddr| {
+            networks.iter().any(|net| net.contains(ip))
+                && !own.iter().flatten().any(|net| net.contains(ip))
+                && !public.ips().any(|public| public == *ip)
+        };
+        let name = |index| {
+            let mut links = actual.links.iter();
+            links
+                .find(|link| link.index == index)
+                .map(|link| link.name.clone())
+        };
+        actual
+            .addresses
+            .iter()
+            .filter(|address| Some(address.ifindex) != device && is_strange(&address.ip))
+            .filter_map(|address| Some((name(address.ifindex)?, address.ip)))
+            .take(MAX_ROUTES_ASKED)
+            .map(|(name, ip)| Warning {
+                what: format!(
+                    "{name} has {ip}, which lies in the overlay but not in this node's subnet: what lives behind it gets no packets"
+                ),
+                cure: format!(
+                    "give {name} an address of this node's subnet, and its pods theirs; or have the old subnet back (overlayd lease reserve)"
+                ),
+            })
+            .collect()
     }
 
     /// Where the tables that forwarding reads now lead a destination.
@@ -284,7 +329,7 @@ impl Node {
                     "error": format!("who asks for an IP address, like `who 10.244.2.2`, not {ip:?}")
                 })),
             },
-            ("release", "") => serde_json::to_string(&match self.store.release() {
+            ("release", "") => serde_json::to_string(&match self.store.release().await {
                 Ok(()) => serde_json::json!({"released": self.view().own.to_string()}),
                 Err(why) => serde_json::json!({ "error": why }),
             }),

@@ -40,7 +40,7 @@ pub(super) struct Daemon<E> {
     pub(super) config: Config,
     pub(super) surroundings: Surroundings,
     pub(super) store: LeaseStore,
-    /// The net-conf that the store held at start, if it holds one.
+    /// The store's net-conf as it was read last, if it holds one.
     pub(super) net_conf: Option<Vec<u8>>,
     /// The last good ones.
     pub(super) leases: Vec<Lease>,
@@ -179,31 +179,47 @@ impl<E: Encapsulation> Daemon<E> {
 
     /// The leases have changed, or what the store says of the whole network.
     async fn heed_store(&mut self) {
-        match self.store.other_net_conf(self.net_conf.as_deref()) {
-            Some(net_conf) => {
-                self.net_conf = Some(net_conf);
-                self.reload().await;
+        match self.store.net_conf_now() {
+            Some(Ok(net_conf)) if self.net_conf.as_ref() != Some(&net_conf) => {
+                return self.reload().await;
             }
-            None => drop(self.resync().await),
+            // What was read stays in force; when it is back, it is read again.
+            Some(Err(why)) if self.net_conf.take().is_some() => {
+                tracing::error!("{why}; the last one stays in force");
+                self.node.view().faults.config = Some(why);
+            }
+            _ => {}
         }
+        self.resync().await;
     }
 
     /// Reads the configuration again and takes up what can change while packets flow, or nothing at all.
     async fn reload(&mut self) {
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
-        let fault = match (self.surroundings.reload)(self.net_conf.as_deref()) {
-            Err(error) => Some(format!("the configuration was not taken up: {error}")),
+        let read = match self.store.net_conf_now().transpose() {
+            Err(why) => Err(why),
+            Ok(net_conf) => {
+                self.net_conf = net_conf;
+                (self.surroundings.reload)(self.net_conf.as_deref())
+                    .map_err(|error| store::not_taken(&error.to_string()))
+            }
+        };
+        let fault = match read {
+            Err(why) => Some(why),
             Ok(new) => match self.config.diff_needs_restart(&new).as_slice() {
                 [] => {
                     (self.surroundings.set_log_level)(&new.log.level);
+                    if let Some(net_conf) = &self.net_conf {
+                        self.store.took(net_conf);
+                    }
                     self.config = new;
                     None
                 }
-                keys => Some(format!(
-                    "the configuration was not taken up: {} changed, which needs a restart",
+                keys => Some(store::not_taken(&format!(
+                    "{} changed, which needs a restart",
                     keys.join(", ")
-                )),
+                ))),
             },
         };
         match &fault {
@@ -344,6 +360,11 @@ impl<E: Encapsulation> Daemon<E> {
             .map_err(|error| error.to_string())?;
         if own != self.own {
             tracing::info!("this node's lease was {}, and is now {own}", self.own);
+        }
+        if overlay_addresses(&own).ne(overlay_addresses(&self.own)) {
+            tracing::warn!(
+                "this node has other subnets than before: bridges and pods with addresses of the old ones are cut off until they get new ones"
+            );
         }
         if site.iface.mtu != self.site.iface.mtu {
             let (name, mtu) = (&site.iface.name, site.iface.mtu);

@@ -84,11 +84,17 @@ pub fn save(path: &Path, prefix: &str, saved: &Saved) -> io::Result<()> {
     }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let mut file = File::create(&beside)?;
-    writeln!(file, "{MAGIC}{}", checksum(&body))?;
-    file.write_all(&body)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
+    let write = || {
+        let mut file = File::create(&beside)?;
+        writeln!(file, "{MAGIC}{}", checksum(&body))?;
+        file.write_all(&body)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| {
+        // It would take the room that is missing.
+        let _ = fs::remove_file(&beside);
+    })
 }
 
 /// Reads the table that was saved for the overlay under `prefix`.

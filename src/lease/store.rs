@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use encap::Family;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::etcd::{Handle, Releaser, Seen};
 use super::file::FileStore;
@@ -40,6 +40,10 @@ pub enum LeaseStore {
         handle: Handle,
         /// How it is reached.
         store: Box<EtcdStore>,
+        /// Until when a start waits for the store before it takes what is saved.
+        patience: Instant,
+        /// What a start waits for.
+        waiting: Arc<Mutex<String>>,
     },
 }
 
@@ -67,48 +71,87 @@ impl LeaseStore {
             Store::Etcd(store) => LeaseStore::Etcd {
                 handle: Handle::start((**store).clone()),
                 store: store.clone(),
+                patience: Instant::now() + STORE_FIRST,
+                waiting: Arc::default(),
             },
         })
     }
 
-    /// The net-conf that the store holds, if it is a store that holds one. Waits for it.
-    pub async fn net_conf(&mut self) -> Option<Vec<u8>> {
-        let LeaseStore::Etcd { handle, store } = self else {
+    /// What `read` makes of the net-conf that the store holds, if it is a store that holds one. Waits for one that can be
+    /// read; the last that was taken up here stands in for one that cannot, or for a store that is out of reach.
+    pub async fn net_conf<C>(
+        &mut self,
+        read: impl Fn(&[u8]) -> Result<C, String>,
+    ) -> Option<NetConf<C>> {
+        let LeaseStore::Etcd {
+            handle,
+            store,
+            patience,
+            waiting,
+        } = self
+        else {
             return None;
         };
-        let fresh = |seen: &Seen| seen.from_store && seen.config.is_some();
-        let in_time = timeout(STORE_FIRST, handle.until(fresh)).await;
-        let seen = match in_time {
-            Ok(seen) => seen,
-            Err(_) => {
-                let seen = handle.seen();
-                if seen.config.is_none() {
-                    match seen.from_store {
-                        true => tracing::warn!(
-                            "etcd has no {prefix}/config yet: write one, for example etcdctl put {prefix}/config '{{\"Network\": \"10.244.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}'",
-                            prefix = store.prefix
-                        ),
-                        false => tracing::warn!(
-                            "the store is out of reach, and there are no saved leases to start with: waiting for it"
-                        ),
+        loop {
+            let seen = handle.look();
+            let fault = match &seen.config {
+                _ if !seen.from_store => "the store is out of reach".to_owned(),
+                None => no_config(&store.prefix),
+                Some(bytes) => match read(bytes) {
+                    Ok(config) => return Some(NetConf::new(bytes, config, None)),
+                    Err(why) => not_taken(&why),
+                },
+            };
+            let late = Instant::now() >= *patience;
+            if seen.from_store || late {
+                if let Some(good) = &seen.good {
+                    if let Ok(config) = read(good) {
+                        // That the store is out of reach is said by the store.
+                        let fault = seen.from_store.then_some(fault);
+                        return Some(NetConf::new(good, config, fault));
                     }
                 }
-                handle.until(|seen| seen.config.is_some()).await
+                let mut waiting = lock(waiting);
+                if *waiting != fault {
+                    tracing::warn!("{fault}: waiting");
+                    *waiting = fault;
+                }
             }
-        };
-        seen.config.map(|config| config.to_vec())
+            match late {
+                true => handle.changed().await,
+                false => drop(timeout_at((*patience).into(), handle.changed()).await),
+            }
+        }
+    }
+
+    /// Tells that this net-conf was taken up: the next start has it if the store has none that is as good.
+    pub fn took(&self, net_conf: &[u8]) {
+        if let LeaseStore::Etcd { handle, .. } = self {
+            handle.good(net_conf);
+        }
     }
 
     /// Has the node's lease taken, where the store hands out leases, and waits until there is one.
     pub async fn take(&mut self, wanted: Wanted) {
-        let LeaseStore::Etcd { handle, .. } = self else {
+        let LeaseStore::Etcd {
+            handle,
+            patience,
+            waiting,
+            ..
+        } = self
+        else {
             return;
         };
         handle.want(wanted);
         let fresh = |seen: &Seen| seen.from_store && seen.own.is_some() && seen.troubles.is_empty();
-        if timeout(STORE_FIRST, handle.until(fresh)).await.is_err() {
+        if timeout_at((*patience).into(), handle.until(fresh))
+            .await
+            .is_err()
+        {
             if handle.seen().own.is_none() {
-                tracing::warn!("there is no lease for this node yet: waiting for one");
+                let what = "there is no lease for this node yet";
+                tracing::warn!("{what}: waiting for one");
+                *lock(waiting) = what.to_owned();
             }
             handle.until(|seen| seen.own.is_some()).await;
         }
@@ -121,13 +164,17 @@ impl LeaseStore {
         }
     }
 
-    /// The net-conf that the store holds now, if that is another than this one.
-    pub fn other_net_conf(&self, known: Option<&[u8]>) -> Option<Vec<u8>> {
-        let LeaseStore::Etcd { handle, .. } = self else {
+    /// The net-conf that the store holds now, or why it holds none; nothing, if there is no news of it.
+    pub fn net_conf_now(&self) -> Option<Result<Vec<u8>, String>> {
+        let LeaseStore::Etcd { handle, store, .. } = self else {
             return None;
         };
-        let now = handle.seen().config?;
-        (Some(&*now) != known).then(|| now.to_vec())
+        let seen = handle.seen();
+        Some(match &seen.config {
+            Some(config) => Ok(config.to_vec()),
+            None if seen.from_store => Err(no_config(&store.prefix)),
+            None => return None,
+        })
     }
 
     /// Waits until something changed.
@@ -187,7 +234,13 @@ impl LeaseStore {
     pub fn face(&self) -> Face {
         match self {
             LeaseStore::File { figures, .. } => Face::File(figures.clone()),
-            LeaseStore::Etcd { handle, store } => Face::Etcd {
+            LeaseStore::Etcd {
+                handle,
+                store,
+                waiting,
+                ..
+            } => Face::Etcd {
+                waiting: waiting.clone(),
                 seen: handle.watch(),
                 releaser: handle.releaser(),
                 prefix: store.prefix.clone(),
@@ -203,6 +256,8 @@ pub enum Face {
     File(Arc<Mutex<status::Store>>),
     /// etcd.
     Etcd {
+        /// What a start waits for.
+        waiting: Arc<Mutex<String>>,
         /// What is known.
         seen: watch::Receiver<Seen>,
         /// For `release`.
@@ -230,7 +285,10 @@ impl Face {
                     reasons: seen
                         .troubles
                         .iter()
-                        .map(|trouble| trouble.what.clone())
+                        .map(|trouble| {
+                            let seconds = trouble.since.elapsed().as_secs();
+                            format!("{}, for {}", trouble.what, status::duration(seconds))
+                        })
                         .collect(),
                     degraded_seconds: age.max(),
                     reachable: seen.reachable,
@@ -263,10 +321,18 @@ impl Face {
     /// The answer to every request of a daemon that has no lease yet: why not.
     pub fn waiting(&self) -> Bytes {
         let store = self.status();
-        let why = match store.reasons.is_empty() {
-            true => "no configuration and no lease of this node are known yet".to_owned(),
-            false => store.reasons.join("; "),
+        let waiting = match self {
+            Face::File(_) => String::new(),
+            Face::Etcd { waiting, .. } => lock(waiting).clone(),
         };
+        let mut reasons = store.reasons;
+        if reasons.is_empty() {
+            reasons.push(match waiting.is_empty() {
+                true => "it has not answered yet".to_owned(),
+                false => waiting,
+            });
+        }
+        let why = reasons.join("; ");
         let what = format!(
             "it waits for the leases in {} {}: {why}",
             store.kind, store.place
@@ -280,23 +346,52 @@ impl Face {
     ///
     /// # Errors
     /// If the store hands out no leases.
-    pub fn release(&self) -> Result<(), String> {
+    pub async fn release(&self) -> Result<(), String> {
         match self {
             Face::File(figures) => Err(format!(
                 "the leases stand in the file {}: take this node's out of it",
                 lock(figures).place
             )),
-            Face::Etcd { releaser, .. } => {
-                releaser.release();
-                Ok(())
-            }
+            Face::Etcd { releaser, .. } => releaser.release().await,
         }
     }
 }
 
-/// The figures stay whole even if a thread died over them.
-fn lock(figures: &Mutex<status::Store>) -> MutexGuard<'_, status::Store> {
-    figures.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is kept stays whole even if a thread died over it.
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_config(prefix: &str) -> String {
+    format!(
+        "etcd has no {prefix}/config: write one, for example etcdctl put {prefix}/config '{{\"Network\": \"10.244.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}'"
+    )
+}
+
+/// What is said of a configuration that is not taken up.
+pub fn not_taken(why: &str) -> String {
+    format!("the configuration was not taken up: {why}")
+}
+
+/// The network's configuration, as it was taken from the store.
+#[derive(Debug)]
+pub struct NetConf<C> {
+    /// As it is written.
+    pub bytes: Vec<u8>,
+    /// What it means.
+    pub config: C,
+    /// Why it is an earlier one that stands in for what the store has now.
+    pub fault: Option<String>,
+}
+
+impl<C> NetConf<C> {
+    fn new(bytes: &[u8], config: C, fault: Option<String>) -> Self {
+        NetConf {
+            bytes: bytes.to_vec(),
+            config,
+            fault,
+        }
+    }
 }
 
 /// What a node with this configuration and these underlay addresses wants to hold: the subnet that the subnet file of

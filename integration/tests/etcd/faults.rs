@@ -32,9 +32,13 @@ fn etcd_is_away_at_the_first_start() {
     etcd.kill();
     let mut daemon = Daemon::launch(bed.node(1), &etcd.config(bed.node(1)));
     until("it says why it waits", || {
-        daemon.log().contains("waiting for it").then_some(())
+        daemon.log().contains("out of reach: waiting").then_some(())
     });
     assert!(daemon.exited().is_none(), "it waits");
+    let error = overlayd::observe::client::status(daemon.socket()).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("does not forward yet"), "{error}");
+    assert!(error.contains("Connection refused"), "{error}");
     etcd.run();
     await_daemon(&daemon);
     daemon.stop();

@@ -7,6 +7,7 @@ mod commands;
 mod faults;
 mod members;
 mod schema;
+mod survival;
 
 use std::collections::BTreeSet;
 use std::thread::sleep;

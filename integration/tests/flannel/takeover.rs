@@ -70,6 +70,8 @@ fn a_node_of_a_flannel_cluster_changes_hands() {
     let said = String::from_utf8_lossy(&first.stderr);
     assert!(!first.status.success());
     assert!(said.contains("ip link del flannel.1"), "{said}");
+    // Whoever forwards there still does: the others must not be told of another MAC.
+    assert_eq!(etcd.subnets()[0].1, value(local, side.ours));
 
     // Steps 2 and 3.
     shell(one.netns(), "ip link del flannel.1");

@@ -11,12 +11,10 @@
 mod client;
 mod command;
 
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -32,6 +30,8 @@ pub use command::{Listed, Store};
 const SHOW: Duration = Duration::from_millis(25);
 /// And saved at most so often.
 const SAVE: Duration = Duration::from_secs(2);
+/// What could not be saved is tried again after this time.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
 /// The end waits so long at most for a request that is on its way, and for the disk.
 const CLOSE: Duration = Duration::from_secs(2);
 /// The clock may have jumped over a suspend: it is looked at this often.
@@ -42,6 +42,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 pub struct Seen {
     /// `<prefix>/config`, from the store or from the saved table.
     pub config: Option<Arc<[u8]>>,
+    /// The last one that a daemon here took up: it outlives a bad one, or none, over restarts too.
+    pub good: Option<Arc<[u8]>>,
     /// The store is being watched.
     pub reachable: bool,
     /// Since when the leases have not been compared with the store, if it is out of reach.
@@ -79,9 +81,16 @@ pub struct Since {
 
 enum Request {
     Want(Box<Wanted>),
-    Release,
+    Good(Arc<[u8]>),
+    Release(Answer),
     End,
 }
+
+/// A table on its way to the disk: of which generation.
+type Saving = JoinHandle<Result<u64, String>>;
+
+/// Where the outcome of a release goes.
+type Answer = oneshot::Sender<Result<(), String>>;
 
 /// The daemon's hold on the task.
 #[derive(Debug)]
@@ -95,7 +104,8 @@ impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Request::Want(_) => "Want",
-            Request::Release => "Release",
+            Request::Good(_) => "Good",
+            Request::Release(_) => "Release",
             Request::End => "End",
         })
     }
@@ -106,10 +116,18 @@ impl std::fmt::Debug for Request {
 pub struct Releaser(mpsc::UnboundedSender<Request>);
 
 impl Releaser {
-    /// Gives the lease back.
-    pub fn release(&self) {
+    /// Gives the lease back, and waits until etcd has it so.
+    ///
+    /// # Errors
+    /// Why it is not given back.
+    pub async fn release(&self) -> Result<(), String> {
+        let (answer, outcome) = oneshot::channel();
         // The task ends with the daemon: nothing is left to release then.
-        let _ = self.0.send(Request::Release);
+        let _ = self.0.send(Request::Release(answer));
+        match timeout(CLOSE, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            _ => Err("etcd has not confirmed it: it is tried again until overlayd ends".into()),
+        }
     }
 }
 
@@ -121,8 +139,12 @@ impl Handle {
             margin: store.renew_margin,
             seed: fastrand::u64(..),
         });
+        let mut good = None;
         match saved::load(&store.saved_table, &store.prefix) {
-            Ok(saved) => machine.restore(saved),
+            Ok(saved) => {
+                good = saved.config.as_deref().map(Arc::from);
+                machine.restore(saved);
+            }
             Err(NoSaved::NotFound) => {}
             Err(why) => tracing::warn!("the saved leases {}: {why}", store.saved_table.display()),
         }
@@ -131,6 +153,8 @@ impl Handle {
         let task = Task {
             store,
             machine,
+            good,
+            releasing: None,
             public: None,
             connection: None,
             attempts: 0,
@@ -138,6 +162,8 @@ impl Handle {
             saved: 0,
             save_at: None,
             saving: None,
+            unsaved: None,
+            resave: false,
         };
         let task = tokio::spawn(task.run(inbox, show));
         Handle {
@@ -152,6 +178,11 @@ impl Handle {
         // Whoever could still ask for a release holds a sender: the word ends the task, not their absence.
         let _ = self.requests.send(Request::End);
         let _ = timeout(CLOSE, self.task).await;
+    }
+
+    /// Tells that this net-conf was taken up.
+    pub fn good(&self, config: &[u8]) {
+        let _ = self.requests.send(Request::Good(config.into()));
     }
 
     /// Tells what this node wants to hold.
@@ -174,6 +205,11 @@ impl Handle {
         self.seen.clone()
     }
 
+    /// What is known now; [`Handle::changed`] waits for what is newer.
+    pub fn look(&mut self) -> Seen {
+        self.seen.borrow_and_update().clone()
+    }
+
     /// Waits until something changes.
     pub async fn changed(&mut self) {
         if self.seen.changed().await.is_err() {
@@ -184,7 +220,7 @@ impl Handle {
     /// Waits until it is so.
     pub async fn until(&mut self, is_so: impl Fn(&Seen) -> bool) -> Seen {
         loop {
-            let seen = self.seen.borrow_and_update().clone();
+            let seen = self.look();
             if is_so(&seen) {
                 return seen;
             }
@@ -202,6 +238,10 @@ fn now() -> Duration {
 struct Task {
     store: EtcdStore,
     machine: Machine,
+    /// The last net-conf that was taken up.
+    good: Option<Arc<[u8]>>,
+    /// Who waits for a release.
+    releasing: Option<Answer>,
     /// The public IPs of the lease that is wanted.
     public: Option<fdb::Endpoint>,
     connection: Option<Connection>,
@@ -212,7 +252,11 @@ struct Task {
     saved: u64,
     save_at: Option<Instant>,
     /// A table on its way to the disk.
-    saving: Option<JoinHandle<()>>,
+    saving: Option<Saving>,
+    /// Why the table on disk is not what it should be.
+    unsaved: Option<Since>,
+    /// What is saved beside the machine's knowledge has changed.
+    resave: bool,
 }
 
 impl Task {
@@ -230,6 +274,10 @@ impl Task {
                 self.show(&show);
                 last_shown = Instant::now();
             }
+            if self.releasing.is_some() && self.machine.is_released() {
+                // Whoever asked may have gone.
+                let _ = self.releasing.take().map(|answer| answer.send(Ok(())));
+            }
             if let Some(action) = action {
                 let event = match self.perform(action).await {
                     Ok(event) => event,
@@ -242,7 +290,11 @@ impl Task {
             tokio::select! {
                 request = inbox.recv() => match request {
                     Some(Request::Want(wanted)) => self.want(*wanted),
-                    Some(Request::Release) => self.machine.release(),
+                    Some(Request::Good(config)) => self.take_for_good(config),
+                    Some(Request::Release(answer)) => match self.machine.release() {
+                        Ok(()) => self.releasing = Some(answer),
+                        Err(why) => drop(answer.send(Err(why))),
+                    },
                     Some(Request::End) | None => return self.finish().await,
                 },
                 news = news(&mut self.connection) => {
@@ -253,6 +305,7 @@ impl Task {
                     };
                     self.machine.handle(now(), event);
                 }
+                outcome = saved_table(&mut self.saving) => self.was_saved(outcome),
                 () = sleep_until(wake) => {
                     if self.save_at.is_some_and(|at| at <= Instant::now()) {
                         self.save();
@@ -271,6 +324,14 @@ impl Task {
             self.machine.reconnect(now());
         }
         self.machine.want(wanted);
+    }
+
+    /// Keeps a net-conf that was taken up for the next start.
+    fn take_for_good(&mut self, config: Arc<[u8]>) {
+        if self.good.replace(config.clone()).as_ref() != Some(&config) {
+            // Shown and saved, though nothing that the machine knows has changed.
+            (self.shown, self.resave) = (u64::MAX, true);
+        }
     }
 
     /// When to look again at the latest.
@@ -330,14 +391,11 @@ impl Task {
         self.shown = signature;
         let ago = |at: Duration| clock.checked_sub(boot.saturating_sub(at)).unwrap_or(clock);
         let troubles = [self.machine.outage(), self.machine.own_trouble()];
-        let troubles: Vec<Since> = troubles
-            .into_iter()
-            .flatten()
-            .map(|trouble| Since {
-                what: trouble.what.clone(),
-                since: ago(trouble.since),
-            })
-            .collect();
+        let troubles = troubles.into_iter().flatten().map(|trouble| Since {
+            what: trouble.what.clone(),
+            since: ago(trouble.since),
+        });
+        let troubles: Vec<Since> = troubles.chain(self.unsaved.clone()).collect();
         let outage = self.machine.outage().map(|trouble| ago(trouble.since));
         let ends = self.machine.own_ends();
         let ends = ends.map(|at| clock + at.saturating_sub(boot));
@@ -356,6 +414,7 @@ impl Task {
         let view = self.machine.view();
         show.send_replace(Seen {
             config: self.machine.config().map(Arc::from),
+            good: self.good.clone(),
             reachable: self.machine.is_up(),
             outage,
             ends,
@@ -370,7 +429,8 @@ impl Task {
             generation: self.machine.generation(),
         });
         // What has not been read from the store is what stands on disk.
-        if self.machine.has_listed() && self.saved != self.machine.generation() {
+        let is_saved = self.saved == self.machine.generation() && !self.resave;
+        if self.machine.has_listed() && !is_saved {
             self.save_at.get_or_insert(Instant::now() + SAVE);
         }
     }
@@ -378,47 +438,85 @@ impl Task {
     /// Begins to save, unless the last table is still on its way to the disk: a slow one must not hold up the news.
     fn save(&mut self) {
         self.save_at = None;
-        if !self.machine.has_listed() || self.saved == self.machine.generation() {
+        let is_saved = self.saved == self.machine.generation() && !self.resave;
+        if !self.machine.has_listed() || is_saved {
             return;
         }
-        if self
-            .saving
-            .as_ref()
-            .is_some_and(|saving| !saving.is_finished())
-        {
+        if self.saving.is_some() {
             self.save_at = Some(Instant::now() + SAVE);
             return;
         }
-        self.saved = self.machine.generation();
-        let (path, prefix, table) = (
-            self.store.saved_table.clone(),
-            self.store.prefix.clone(),
-            self.machine.to_save(),
-        );
+        self.resave = false;
+        let generation = self.machine.generation();
+        let (path, prefix) = (self.store.saved_table.clone(), self.store.prefix.clone());
+        let mut table = self.machine.to_save();
+        if let Some(good) = &self.good {
+            table.config = Some(good.to_vec());
+        }
         self.saving = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = saved::save(&path, &prefix, &table) {
-                complain(&path, &error);
-            }
+            let saved = saved::save(&path, &prefix, &table);
+            saved.map(|()| generation).map_err(|error| {
+                format!(
+                    "cannot save the leases to {}: {error}; a start without the store would not know them",
+                    path.display()
+                )
+            })
         }));
+    }
+
+    /// Takes note of what became of the last table to be saved.
+    fn was_saved(&mut self, outcome: Result<u64, String>) {
+        let fault = match outcome {
+            Ok(generation) => {
+                self.saved = generation;
+                None
+            }
+            Err(what) => {
+                self.resave = true;
+                self.save_at.get_or_insert(Instant::now() + SAVE_AGAIN);
+                Some(what)
+            }
+        };
+        let before = std::mem::replace(
+            &mut self.unsaved,
+            fault.map(|what| Since {
+                what,
+                since: std::time::Instant::now(),
+            }),
+        );
+        if before.is_some() != self.unsaved.is_some() {
+            self.shown = u64::MAX;
+        }
+        match (&before, &mut self.unsaved) {
+            (Some(before), Some(now)) => now.since = before.since,
+            (None, Some(now)) => tracing::warn!("{}", now.what),
+            (Some(_), None) => tracing::info!("the leases are saved again"),
+            (None, None) => {}
+        }
     }
 
     /// Saves what is not on disk yet, and waits for it.
     async fn finish(mut self) {
-        if let Some(saving) = self.saving.take() {
-            let _ = saving.await;
+        if self.saving.is_some() {
+            let outcome = saved_table(&mut self.saving).await;
+            self.was_saved(outcome);
         }
         self.save();
-        if let Some(saving) = self.saving.take() {
-            let _ = saving.await;
+        if self.saving.is_some() {
+            let outcome = saved_table(&mut self.saving).await;
+            self.was_saved(outcome);
         }
     }
 }
 
-fn complain(path: &Path, error: &io::Error) {
-    tracing::warn!(
-        "cannot save the leases to {}: {error}; a start without the store would find no peers",
-        path.display()
-    );
+/// Waits for the table that is on its way to the disk; for ever, if none is.
+async fn saved_table(saving: &mut Option<Saving>) -> Result<u64, String> {
+    let Some(task) = saving else {
+        return std::future::pending().await;
+    };
+    let outcome = task.await;
+    *saving = None;
+    outcome.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 async fn news(connection: &mut Option<Connection>) -> Result<News, String> {

@@ -146,8 +146,21 @@ impl Machine {
     }
 
     /// Gives the lease back and takes no other.
-    pub fn release(&mut self) {
-        self.own.released = true;
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub fn release(&mut self) -> Result<(), String> {
+        if !self.is_up() {
+            return Err(
+                "etcd is out of reach: nothing is released; ask again when it is back".into(),
+            );
+        }
+        self.own.release(&self.table)
+    }
+
+    /// Was the lease given back?
+    pub fn is_released(&self) -> bool {
+        self.own.is_released(&self.table)
     }
 
     /// The connection stands on an address that the node no longer has: another one, at once. It is nobody's fault.
@@ -200,7 +213,7 @@ impl Machine {
                     )));
                 }
             }
-            Event::Changes { revision, changes } => self.changed(revision, changes),
+            Event::Changes { revision, changes } => self.changed(now, revision, changes),
             Event::Compacted => {
                 self.busy = false;
                 self.link = Link::MustList;
@@ -267,8 +280,12 @@ impl Machine {
         match &mut self.outage {
             Some(outage) => outage.what = why,
             None => {
+                let then = match self.table.iter().next() {
+                    Some(_) => "the last known leases stay in force",
+                    None => "no leases are known to go on with",
+                };
                 self.note(Note::Trouble(format!(
-                    "the store is out of reach: {why}; the last known leases stay in force"
+                    "the store is out of reach: {why}; {then}"
                 )));
                 self.outage = Some(Trouble {
                     what: why,
@@ -304,23 +321,41 @@ impl Machine {
         // reach, leases may have ended whose nodes are well. They will be back as soon as we are.
         let forgot_us = missing.iter().any(|entry| self.own.is_held(&entry.kv.key));
         if forgot_us || self.was_long_away(now) {
-            let peers = missing
-                .iter()
-                .filter(|entry| !self.own.is_held(&entry.kv.key));
-            self.ghosts = peers.filter_map(|entry| entry.lease.clone()).collect();
-            self.ghosts_end = now + GRACE;
-            if !self.ghosts.is_empty() {
-                self.note(Note::Trouble(format!(
-                    "the store has forgotten {} nodes meanwhile: they are kept for {GRACE:?}",
-                    self.ghosts.len()
-                )));
-            }
+            self.keep(now, missing);
         }
         self.generation += 1;
     }
 
-    fn changed(&mut self, revision: i64, changes: Vec<Change>) {
+    /// Keeps peers for a while whose keys are gone, though the nodes may well be there.
+    fn keep(&mut self, now: Duration, missing: Vec<table::Entry>) {
+        let peers = missing
+            .into_iter()
+            .filter(|entry| !self.own.is_held(&entry.kv.key));
+        self.ghosts = peers.filter_map(|entry| entry.lease).collect();
+        self.ghosts_end = now + GRACE;
+        if !self.ghosts.is_empty() {
+            self.note(Note::Trouble(format!(
+                "the store has forgotten {} nodes: they are kept for {GRACE:?}",
+                self.ghosts.len()
+            )));
+        }
+    }
+
+    fn changed(&mut self, now: Duration, revision: i64, changes: Vec<Change>) {
         self.figures.changes += changes.len() as u64;
+        // One deletion that takes us and others is no node's leaving: somebody emptied the store.
+        let ours = changes.iter().find_map(|change| match change {
+            Change::Delete { key, revision } if self.own.is_held(key) => Some(*revision),
+            _ => None,
+        });
+        let with_us = changes.iter().filter_map(|change| match change {
+            Change::Delete { key, revision } if Some(*revision) == ours => self.table.get(key),
+            _ => None,
+        });
+        let with_us: Vec<_> = with_us.cloned().collect();
+        if with_us.len() > 1 {
+            self.keep(now, with_us);
+        }
         let mut any = false;
         for change in changes {
             any |= match change {

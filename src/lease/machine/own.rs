@@ -14,8 +14,9 @@ use crate::lease::schema::{self, Subnets};
 
 /// Whoever loses a race tries again after at most this long.
 const LONGEST_RACE_WAIT: Duration = Duration::from_secs(2);
-/// A granted etcd lease that was not used can be for this long.
-const FRESH: Duration = Duration::from_secs(10);
+/// A granted etcd lease that was not used can be for this part of its life: a store that refuses to write is not filled with
+/// leases that nobody uses.
+const FRESH: u32 = 8;
 /// A renewal that was due and could not be begun is looked at again after this long.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// So many etcd leases of ours are remembered.
@@ -95,8 +96,35 @@ impl Own {
         self.wanted = Some(wanted);
         // What the last run knew to be ours is a lease to live by.
         if self.lease.is_none() {
-            self.lease = self.mine(table).and_then(|entry| self.as_wanted(entry));
+            let last = self.mine(table).filter(|entry| self.fits(entry));
+            self.lease = last.and_then(|entry| self.as_wanted(entry));
         }
+    }
+
+    /// Gives the lease back and takes no other.
+    ///
+    /// # Errors
+    /// If there is nothing of ours to give back.
+    pub(super) fn release(&mut self, table: &Table) -> Result<(), String> {
+        let Some(entry) = self.mine(table) else {
+            return Err("no key carries this node's public IP: there is nothing to release".into());
+        };
+        if entry.is_reservation() {
+            return Err(format!(
+                "{} is a reservation, which stays until somebody removes it with `overlayd lease release SUBNET`",
+                entry.kv.key
+            ));
+        }
+        if !self.ids.contains(&entry.kv.lease) {
+            return Err(format!("{} is held by another node", entry.kv.key));
+        }
+        self.released = true;
+        Ok(())
+    }
+
+    /// Was it given back?
+    pub(super) fn is_released(&self, table: &Table) -> bool {
+        self.released && self.mine(table).is_none()
     }
 
     /// The lease that the node lives by.
@@ -265,10 +293,15 @@ impl Own {
             // Written by us, under another public IP perhaps: the node has moved.
             .filter(|entry| self.is_mine(entry) || self.ids.contains(&entry.kv.lease));
         if self.released {
-            let entry = held
-                .filter(|entry| self.ids.contains(&entry.kv.lease))?
-                .clone();
-            return Some(self.drop_key(&entry, now, settings));
+            if let Some(entry) = held.filter(|entry| self.ids.contains(&entry.kv.lease)) {
+                let entry = entry.clone();
+                return Some(self.drop_key(&entry, now, settings));
+            }
+            self.complain(
+                now,
+                "this node's lease was released: other nodes send it nothing; restart overlayd to take a lease again".into(),
+            );
+            return None;
         }
         match held.or_else(|| self.mine(table)).cloned() {
             Some(entry) => self.keep(&entry, now, table, seen, settings),
@@ -310,7 +343,10 @@ impl Own {
             .as_ref()
             .and_then(|held| held.term)
             .is_some_and(|term| now >= term.renew);
-        let why = match (holding, by_us, entry.is_reservation()) {
+        // Nobody reserves with what cannot be read: it was written over by mistake.
+        let reserved = entry.is_reservation() && entry.fault.is_none();
+        let why = match (holding, by_us, reserved) {
+            _ if entry.fault.is_some() => Why::Take,
             (_, _, true) if entry.kv.value != value => Why::Update,
             (_, _, true) => return self.hold(entry, wanted, seen),
             (true, false, false) => {
@@ -439,7 +475,7 @@ impl Own {
     ) -> Action {
         // What was asked for long ago would not live as long as it should.
         self.spare
-            .take_if(|spare| now.saturating_sub(spare.at) > FRESH);
+            .take_if(|spare| now.saturating_sub(spare.at) > settings.ttl / FRESH);
         let lease = lease
             .or(self.spare.map(|spare| spare.id))
             .unwrap_or(UNKNOWN);

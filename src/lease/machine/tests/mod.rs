@@ -278,7 +278,7 @@ fn an_exhausted_range_is_waited_for() {
     let revision = world.etcd.revision;
     world.run(60 * SECOND);
     assert_eq!(world.etcd.revision, revision, "it waits quietly");
-    world.nodes[1].machine.release();
+    world.nodes[1].machine.release().unwrap();
     world.nodes[1].machine.poll(world.now);
     let gone = world.own(1).unwrap();
     world.nodes[1].runs = false;
@@ -291,7 +291,7 @@ fn an_exhausted_range_is_waited_for() {
 fn released_and_not_taken_again() {
     let mut world = World::new(2, pool("10.244.0.0/16", 24), 12);
     world.until("whole", World::is_whole);
-    world.nodes[0].machine.release();
+    world.nodes[0].machine.release().unwrap();
     world.run(30 * SECOND);
     assert_eq!(world.etcd.kvs.len(), 1);
 }
@@ -308,7 +308,8 @@ fn a_reservation_is_honoured_and_kept() {
     assert_eq!(world.own(0), Some(net("10.244.77.0/24")));
     world.sleep(100 * HOUR);
     assert_eq!(world.etcd.kvs["10.244.77.0-24"].lease, 0);
-    world.nodes[0].machine.release();
+    let refused = world.nodes[0].machine.release().unwrap_err();
+    assert!(refused.contains("is a reservation"), "{refused}");
     world.run(SECOND);
     assert!(
         world.etcd.kvs.contains_key("10.244.77.0-24"),
