@@ -20,7 +20,7 @@ use super::ip::fragment;
 use super::walk::{Pen, Walk};
 use super::{Carrier, meaning};
 
-const HOP_BY_HOP: u8 = 0;
+pub(super) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 pub(super) const AUTHENTICATION: u8 = 51;
@@ -28,6 +28,30 @@ const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;
+
+/// The option that has the length of a packet whose header cannot say it (RFC 2675 section 2).
+const JUMBO: u8 = 0xc2;
+
+/// The jumbo payload option of a hop-by-hop options header: where it stands in it, and the bytes of payload it says.
+pub(super) fn jumbo_payload(header: &[u8]) -> Option<(usize, usize)> {
+    let len = (usize::from(*header.get(1)?) + 1) * 8;
+    let header = &header[..len.min(header.len())];
+    let mut at = 2;
+    loop {
+        let kind = *header.get(at)?;
+        if kind == 0 {
+            at += 1;
+            continue;
+        }
+        let data = at + 2;
+        let end = data + usize::from(*header.get(at + 1)?);
+        if kind == JUMBO && end - data == 4 {
+            let bytes = header.get(data..end)?.try_into().ok()?;
+            return Some((at, usize::try_from(u32::from_be_bytes(bytes)).ok()?));
+        }
+        at = end;
+    }
+}
 
 impl Walk<'_> {
     /// The extension headers of a packet, and then what they lead to. `carrier.protocol` is the first one's.
@@ -149,7 +173,7 @@ impl Pen<'_, '_> {
                 1 => "PadN, padding",
                 4 => "tunnel encapsulation limit (RFC 2473)",
                 5 => "router alert (RFC 2711)",
-                0xc2 => "jumbo payload (RFC 2675)",
+                JUMBO => "jumbo payload (RFC 2675)",
                 0xc9 => "home address (RFC 6275)",
                 _ => "",
             });
@@ -171,7 +195,13 @@ impl Pen<'_, '_> {
                 }
                 return self.rest(("options", "Options"));
             }
-            self.bytes(("option data", "Option Data"), len);
+            if (kind, len) == (JUMBO, 4) {
+                self.number(("jumbo payload length", "Jumbo Payload Length"), 32);
+                self.source("RFC 2675 section 2");
+                self.means("bytes behind the IPv6 header");
+            } else {
+                self.bytes(("option data", "Option Data"), len);
+            }
         }
     }
 }

@@ -286,6 +286,8 @@ struct Carrier {
     src: IpAddr,
     dst: IpAddr,
     protocol: u8,
+    /// The byte at which the packet ends, as its header says: more than are there, if it is cut short.
+    end: usize,
     /// Why not, if not.
     unjudged: Option<&'static str>,
     /// The first of several fragments.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use encap::checksum;
 
 use super::extension::AUTHENTICATION;
+use super::ip::MOST;
 use super::walk::{Pen, Walk};
 use super::{Carrier, Verdict, meaning};
 
@@ -51,7 +52,7 @@ impl Walk<'_> {
         let mut pen = self.header("UDP", "RFC 768", at, end);
         let source = pen.port(("source port", "Source Port"));
         let destination = pen.port(("destination port", "Destination Port"));
-        let len = usize::from(pen.short(("length", "Length")));
+        let stated = usize::from(pen.short(("length", "Length")));
         let len_field = pen.newest_index();
         let found = pen.short_hex(("checksum", "Checksum"));
         let field = pen.newest_index();
@@ -59,13 +60,25 @@ impl Walk<'_> {
             return;
         }
         // RFC 2675 section 4 gives a length of zero to jumbograms; Linux to superpackets.
-        let len = if len == 0 {
-            pen.walk.out.fields[len_field].meaning =
-                "a superpacket or jumbogram: the length of IP counts".into();
-            end - at
-        } else {
-            len
+        let room = carrier.end.saturating_sub(at);
+        let len = match stated {
+            0 if room > MOST => {
+                pen.meaning_of(
+                    len_field,
+                    "a superpacket or jumbogram: the length of IP counts",
+                );
+                room
+            }
+            0 => {
+                pen.problem(
+                    at + 4,
+                    format!("the UDP length says 0 bytes, which only superpackets and jumbograms of more than {MOST} may: read up to the end of the packet"),
+                );
+                room
+            }
+            len => len,
         };
+        let is_guess = stated == 0 && room <= MOST;
         if len < 8 {
             pen.problem(
                 at + 4,
@@ -73,18 +86,21 @@ impl Walk<'_> {
             );
             return self.payload("payload", at + 8, end);
         }
-        if at + len > end && pen.walk.is_captured(at + len) && carrier.unjudged.is_none() {
+        // Only a first fragment has less than the whole. Whoever quotes may have changed the length of IP.
+        let is_beyond = len > room && !carrier.first_fragment;
+        if is_beyond && !pen.walk.quoted {
             pen.problem(
                 at + 4,
-                format!(
-                    "the UDP length says {len} bytes, the IP packet has {} for it",
-                    end - at
-                ),
+                format!("the UDP length says {len} bytes, the IP packet has {room} for it"),
             );
         }
         let verdict = match carrier.unjudged {
             _ if found == 0 => Verdict::Absent,
             Some(why) => Verdict::Unknown(why),
+            None if is_guess => Verdict::Unknown("the datagram does not say where it ends"),
+            None if is_beyond => {
+                Verdict::Unknown("the datagram says that it is longer than its IP packet")
+            }
             None if at + len > end => Verdict::Unknown("the datagram is not all there"),
             None => pen.walk.judge(&carrier, at, at + len, found),
         };
