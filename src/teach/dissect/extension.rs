@@ -136,13 +136,18 @@ impl Pen<'_, '_> {
                     4 => "segment routing (RFC 8754)",
                     _ => "",
                 });
-                if self.byte(("segments left", "Segments Left")) > 0 {
+                let segments_left = self.byte(("segments left", "Segments Left"));
+                if segments_left > 0 {
                     self.means("the destination above is not the last one");
                     carrier.unjudged = Some(
                         "covers the last destination, which the header above does not have yet",
                     );
                 }
-                self.rest(("type-specific data", "Type-specific data"));
+                if routing == 4 {
+                    self.segments(segments_left);
+                } else {
+                    self.rest(("type-specific data", "Type-specific data"));
+                }
             }
             AUTHENTICATION => {
                 self.reserved(16);
@@ -155,6 +160,48 @@ impl Pen<'_, '_> {
         if lacking > 0 {
             self.lacks(lacking);
         }
+    }
+
+    /// The rest of a segment routing header (RFC 8754 section 2). Its list is in reverse: the first is the last to be visited.
+    ///
+    /// ```text
+    /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    /// |  Last Entry   |     Flags     |              Tag              |
+    /// |       Segment List[0] ... [Last Entry] (128 bits each)        |
+    /// |            Type Length Value objects (variable)               |
+    /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    /// ```
+    fn segments(&mut self, left: u8) {
+        const SOURCE: &str = "RFC 8754 section 2";
+        let at = self.at();
+        let last = self.byte(("last entry", "Last Entry"));
+        self.source(SOURCE);
+        self.hex(("flags", "Flags"), 8);
+        self.source(SOURCE);
+        self.hex(("tag", "Tag"), 16);
+        self.source(SOURCE);
+        if self.is_cut() {
+            return;
+        }
+        let room = self.left() / 16;
+        let stated = usize::from(last) + 1;
+        if !self.walk.quoted && stated > room {
+            self.problem(
+                at,
+                format!("a list of {stated} segments, where the header has room for {room}"),
+            );
+        }
+        if !self.walk.quoted && usize::from(left) > stated {
+            self.problem(at, format!("{left} segments left, of {stated}"));
+        }
+        for index in 0..stated.min(room) {
+            self.ipv6(("segment", "Segment List"));
+            self.source(SOURCE);
+            if index == usize::from(left) {
+                self.means("the present one, to which the header above goes");
+            }
+        }
+        self.rest(("type-length-value objects", "TLVs"));
     }
 
     /// The options of hop-by-hop and destination options headers.

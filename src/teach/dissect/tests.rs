@@ -355,7 +355,7 @@ fn extension_headers_and_options() {
     packet.extend([0xfd; 32]);
     packet.extend([60, 0, 5, 2, 0, 0, 1, 0]);
     packet.extend([43, 1, 1, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    packet.extend([44, 0, 4, 1, 9, 9, 9, 9]);
+    packet.extend([44, 0, 2, 1, 9, 9, 9, 9]);
     packet.extend([17, 0, 0, 8, 0, 0, 0, 5]);
     let dissection = read(&packet, Link::Raw);
     assert_eq!(

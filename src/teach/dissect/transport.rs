@@ -10,6 +10,7 @@ use super::walk::{Pen, Walk};
 use super::{Carrier, Verdict, meaning};
 
 const ICMP: u8 = 1;
+const IGMP: u8 = 2;
 const IP_IN_IP: u8 = 4;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -28,6 +29,7 @@ impl Walk<'_> {
             (UDP, _) => self.udp(carrier, at, end),
             (TCP, _) => self.tcp(carrier, at, end),
             (ICMP, IpAddr::V4(_)) => self.icmp(carrier, at, end),
+            (IGMP, IpAddr::V4(_)) => self.igmp(carrier, at, end),
             (ICMPV6, IpAddr::V6(_)) => self.icmpv6(carrier, at, end),
             (IP_IN_IP | IPV6_IN_IP, _) if !carrier.first_fragment => {
                 self.say(format_args!("IP in IP:"));
@@ -43,7 +45,7 @@ impl Walk<'_> {
                 } else {
                     self.say(format_args!("{name}"));
                 }
-                self.payload(if name.is_empty() { "payload" } else { name }, at, end);
+                self.unnamed(if name.is_empty() { "payload" } else { name }, at, end);
             }
         }
     }
