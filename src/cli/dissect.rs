@@ -148,7 +148,7 @@ pub(super) fn main(args: &Args) -> Exit {
 }
 
 enum Failure {
-    /// Nothing could be read from a file.
+    /// A file could not be read, or not to its end.
     Input(anyhow::Error),
     /// Whoever read our output has gone away.
     Reader,
@@ -387,8 +387,7 @@ fn frames<W: Write>(
             Err(error) if read == 0 => return Err(unread(error)),
             Err(error) => {
                 line.flush(&mut batch)?;
-                tell!("overlayd: {name}: {error}");
-                break;
+                return Err(unread(error));
             }
         };
         read = frame.number;

@@ -107,6 +107,52 @@ const FIELDS: &[(&str, &str, &str, u64)] = &[
     ("Geneve", "network identifier", "geneve.vni", 1),
     ("Geneve", "option class", "geneve.option.class", 1),
     ("Geneve", "option type", "geneve.option.type", 1),
+    (
+        "IPv6 hop-by-hop options",
+        "jumbo payload length",
+        "ipv6.opt.jumbo",
+        1,
+    ),
+    ("IPv6 routing", "next header", "ipv6.routing.nxt", 1),
+    ("IPv6 routing", "header length", "ipv6.routing.len", 1),
+    ("IPv6 routing", "routing type", "ipv6.routing.type", 1),
+    ("IPv6 routing", "segments left", "ipv6.routing.segleft", 1),
+    (
+        "IPv6 routing",
+        "last entry",
+        "ipv6.routing.srh.last_entry",
+        1,
+    ),
+    ("IPv6 routing", "flags", "ipv6.routing.srh.flags", 1),
+    ("IPv6 routing", "segment", "ipv6.routing.srh.addr", 1),
+    ("IGMP", "type", "igmp.type", 1),
+    ("IGMP", "maximum response code", "igmp.max_resp", 1),
+    ("IGMP", "checksum", "igmp.checksum", 1),
+    ("IGMP", "group", "igmp.maddr", 1),
+    ("IGMP", "suppress", "igmp.s", 1),
+    ("IGMP", "robustness", "igmp.qrv", 1),
+    ("IGMP", "query interval code", "igmp.qqic", 1),
+    ("IGMP", "number of sources", "igmp.num_src", 1),
+    ("IGMP", "source", "igmp.saddr", 1),
+    ("IGMP", "number of records", "igmp.num_grp_recs", 1),
+    ("IGMP", "record type", "igmp.record_type", 1),
+    ("IGMP", "auxiliary data length", "igmp.aux_data_len", 1),
+    ("MPLS", "label", "mpls.label", 1),
+    ("MPLS", "traffic class", "mpls.exp", 1),
+    ("MPLS", "bottom of stack", "mpls.bottom", 1),
+    ("MPLS", "time to live", "mpls.ttl", 1),
+    ("GRE", "payload length", "gre.key.payload_length", 1),
+    ("GRE", "call ID", "gre.key.call_id", 1),
+    ("GRE", "acknowledgment number", "gre.ack_number", 1),
+    ("ICMP extensions", "version", "icmp.ext.version", 1),
+    ("ICMP extensions", "checksum", "icmp.ext.checksum", 1),
+    ("ICMP extensions", "object length", "icmp.ext.length", 1),
+    ("ICMP extensions", "object class", "icmp.ext.class", 1),
+    ("ICMP extensions", "object type", "icmp.ext.ctype", 1),
+    ("ICMP extensions", "label", "icmp.mpls.label", 1),
+    ("ICMP extensions", "traffic class", "icmp.mpls.exp", 1),
+    ("ICMP extensions", "bottom of stack", "icmp.mpls.s", 1),
+    ("ICMP extensions", "time to live", "icmp.mpls.ttl", 1),
     ("GRE", "checksum present", "gre.flags.checksum", 1),
     ("GRE", "routing present", "gre.flags.routing", 1),
     ("GRE", "key present", "gre.flags.key", 1),
@@ -157,6 +203,7 @@ const FIELDS: &[(&str, &str, &str, u64)] = &[
     ("ICMP", "checksum", "icmp.checksum", 1),
     ("ICMP", "identifier", "icmp.ident", 1),
     ("ICMP", "sequence number", "icmp.seq", 1),
+    ("ICMP", "quotation length", "icmp.length", 1),
     ("ICMP", "next-hop MTU", "icmp.mtu", 1),
     ("ICMPv6", "type", "icmpv6.type", 1),
     ("ICMPv6", "code", "icmpv6.code", 1),
@@ -188,6 +235,11 @@ const ZERO: &[&str] = &["reserved", "unused", "quotation length"];
 const UNTOLD: &[&str] = &[
     "option data",
     "option padding",
+    "flags",
+    "tag",
+    "strict source route",
+    "recursion control",
+    "acknowledgment present",
     "options length",
     "B flag",
     "option length",
@@ -207,6 +259,8 @@ const VERDICTS: &[(&str, &str)] = &[
     ("GRE", "gre.checksum.status"),
     ("TCP", "tcp.checksum.status"),
     ("ICMP", "icmp.checksum.status"),
+    ("IGMP", "igmp.checksum.status"),
+    ("ICMP extensions", "icmp.ext.checksum.status"),
     ("ICMPv6", "icmpv6.checksum.status"),
 ];
 
@@ -286,6 +340,8 @@ pub(super) fn compare(path: &Path, decode: (u16, &str)) -> BTreeSet<(String, Str
                 if let Some(&(.., column, factor)) = FIELDS
                     .iter()
                     .find(|known| (known.0, known.1) == (layer_name, name))
+                    // Of zero lengths tshark says nothing.
+                    .filter(|_| !ZERO.contains(&name) || field["value"] != 0)
                 {
                     found.get_mut(column).unwrap().push(value(factor));
                     if column == "ipv6.version" {

@@ -109,3 +109,74 @@ fn every_field_of_other_tunnels_is_what_tshark_reads() {
         );
     }
 }
+
+fn with_checksum(mut message: Vec<u8>, at: usize) -> Vec<u8> {
+    let right = !checksum::sum(&message);
+    message[at..at + 2].copy_from_slice(&right.to_be_bytes());
+    message
+}
+
+/// Labels, groups, segments, and what routers say of labels in their errors.
+fn other_headers() -> Vec<Vec<u8>> {
+    let ether = |ether_type: [u8; 2], rest: &[u8]| [&[2; 12][..], &ether_type, rest].concat();
+    let ip = |protocol: u8, payload: &[u8]| {
+        let mut frame = ether([8, 0], &[]);
+        PacketBuilder::ipv4([10, 0, 0, 1], [224, 0, 0, 22], 1)
+            .write(&mut frame, IpNumber(protocol), payload)
+            .unwrap();
+        frame
+    };
+    let inner = udp(9, &[b"hello"]);
+    let labels = [&[0, 1, 0, 64, 0, 2, 0x5b, 63], &inner[14..]].concat();
+    let report = vec![
+        0x22, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 1, 239, 1, 2, 3, 10, 0, 0, 1,
+    ];
+    let query = vec![0x11, 100, 0, 0, 239, 1, 2, 3, 0x0a, 125, 0, 1, 10, 0, 0, 9];
+    let mut segments = vec![0x60, 0, 0, 0, 0, 40, 43, 64];
+    segments.extend([[0xfd; 16], [0xfc; 16]].concat());
+    segments.extend([59, 4, 4, 1, 1, 0, 0, 7]);
+    segments.extend([[0xfa; 16], [0xfc; 16]].concat());
+    let mut error = vec![11, 0, 0, 0, 0, 32, 0, 0];
+    error.extend_from_slice(&inner[14..]);
+    error.resize(8 + 128, 0);
+    error.extend(with_checksum(
+        vec![0x20, 0, 0, 0, 0, 8, 1, 1, 0, 1, 1, 64],
+        2,
+    ));
+    vec![
+        ether([0x88, 0x47], &labels),
+        ip(2, &with_checksum(report, 2)),
+        ip(2, &with_checksum(query, 2)),
+        ip(2, &with_checksum(vec![0x16, 0, 0, 0, 239, 1, 2, 3], 2)),
+        ether([0x86, 0xdd], &segments),
+        gre(&[
+            &[0x30, 0x81, 0x88, 0x0b, 0, 8, 0, 7, 0, 0, 0, 1, 0, 0, 0, 2],
+            &[0xff, 3, 0xc0, 0x21, 9, 1, 0, 4],
+        ]),
+        ip(1, &with_checksum(error, 2)),
+    ]
+}
+
+#[test]
+fn every_field_of_other_headers_is_what_tshark_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("headers.pcap");
+    let capture = Capture {
+        link: ETHERNET,
+        frames: other_headers(),
+    };
+    fs::write(&path, capture.emit().unwrap()).unwrap();
+    let seen = compare(&path, (51820, "wg"));
+    for expected in [
+        ("MPLS", "label"),
+        ("IGMP", "record type"),
+        ("IPv6 routing", "segment"),
+        ("GRE", "call ID"),
+        ("ICMP extensions", "label"),
+    ] {
+        assert!(
+            seen.contains(&(expected.0.to_owned(), expected.1.to_owned())),
+            "{expected:?}"
+        );
+    }
+}

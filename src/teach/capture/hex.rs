@@ -10,7 +10,7 @@
 //! ```
 //!
 //! In those with offsets, offset 0 begins a frame, and lines that are none of these are taken for talk, such as tcpdump's
-//! line for each packet.
+//! line for each packet. What `tshark -x` shows beside frames, such as a packet reassembled from fragments, is left out.
 
 use std::io::{BufRead, Read as _};
 
@@ -46,6 +46,8 @@ enum Line {
     Row(String, Vec<u8>),
     /// `*`: the line before, repeated up to the next offset.
     Repeated,
+    /// The name of a part that is no frame: see [`is_derived`].
+    Derived,
     Talk,
 }
 
@@ -98,10 +100,15 @@ impl<R: BufRead> Reader<R> {
             match line {
                 Line::Blank | Line::Talk if is_new => {}
                 Line::Blank | Line::Talk => break,
+                Line::Derived if is_new => self.skip_part()?,
+                Line::Derived => {
+                    self.pending = Some(Line::Derived);
+                    break;
+                }
                 Line::Repeated => repeated = true,
                 Line::Plain(bytes) => self.bytes.extend(bytes),
                 Line::Row(offset, bytes) => {
-                    let is_first = offset.bytes().all(|digit| digit == b'0');
+                    let is_first = is_zero(&offset);
                     if is_first && !is_new {
                         self.pending = Some(Line::Row(offset, bytes));
                         break;
@@ -149,6 +156,23 @@ impl<R: BufRead> Reader<R> {
             link: None,
             wire_len: self.bytes.len(),
         }))
+    }
+
+    /// Leaves out the rows of a part that is no frame.
+    fn skip_part(&mut self) -> Result<(), Error> {
+        let mut any = false;
+        while let Some(line) = self.read_line()? {
+            match line {
+                Line::Row(offset, _) if !any || !is_zero(&offset) => any = true,
+                Line::Repeated => {}
+                Line::Blank | Line::Talk if !any => {}
+                other => {
+                    self.pending = Some(other);
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn garbled(&self, what: &str) -> Error {
@@ -252,6 +276,7 @@ impl<R: BufRead> Reader<R> {
                 Line::Plain(bytes)
             }
             (Some(Style::Plain), Some(bytes)) => Line::Plain(bytes),
+            (None | Some(Style::Bare(_)), None) if is_derived(content) => Line::Derived,
             _ => Line::Talk,
         }
     }
@@ -320,6 +345,19 @@ impl<R: BufRead> Reader<R> {
         }
         bytes
     }
+}
+
+fn is_zero(offset: &str) -> bool {
+    offset.bytes().all(|digit| digit == b'0')
+}
+
+/// Does this line name what `tshark -x` prints behind a frame: what it put together from several, or deciphered? Its name
+/// and length stand there as Wireshark has them on tabs: `Reassembled IPv4 (1508 bytes):`. The frame's own is `Frame`.
+fn is_derived(line: &str) -> bool {
+    line.strip_suffix(" bytes):")
+        .or_else(|| line.strip_suffix(" byte):"))
+        .and_then(|line| line.rsplit_once(" ("))
+        .is_some_and(|(name, len)| name != "Frame" && len.parse::<u64>().is_ok())
 }
 
 /// Is this offset, in whatever base, the number? `od` writes octal ones.

@@ -290,6 +290,10 @@ fn frames_of_hex_are_told_apart() {
     assert_eq!(lengths(middle), (vec![4], vec![]));
     let middle = "00000028  45 00  |E.|\n0000002a  00 14  |..|\n0000002c\n";
     assert_eq!(lengths(middle), (vec![4], vec![]));
+    // tshark -x shows what it reassembled behind the frame; the next frame may have no name.
+    let tabs = "0000  45 00   E.\n\nFrame (3 bytes):\n0000  45 00 01   E..\nReassembled IPv4 (17 bytes):\n\
+        0000  00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00   ................\n0010  01   .\n\n0000  60 00 00 00   `...\n";
+    assert_eq!(lengths(tabs), (vec![2, 3, 4], vec![]));
     // hexdump leaves out lines that repeat.
     let squeezed = "00000000  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  |................|\n*\n00000040  01  |.|\n00000041\n";
     assert_eq!(lengths(squeezed), (vec![65], vec![]));

@@ -20,7 +20,7 @@ use super::ip::fragment;
 use super::walk::{Pen, Walk};
 use super::{Carrier, meaning};
 
-const HOP_BY_HOP: u8 = 0;
+pub(super) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 pub(super) const AUTHENTICATION: u8 = 51;
@@ -28,6 +28,30 @@ const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;
+
+/// The option that has the length of a packet whose header cannot say it (RFC 2675 section 2).
+const JUMBO: u8 = 0xc2;
+
+/// The jumbo payload option of a hop-by-hop options header: where it stands in it, and the bytes of payload it says.
+pub(super) fn jumbo_payload(header: &[u8]) -> Option<(usize, usize)> {
+    let len = (usize::from(*header.get(1)?) + 1) * 8;
+    let header = &header[..len.min(header.len())];
+    let mut at = 2;
+    loop {
+        let kind = *header.get(at)?;
+        if kind == 0 {
+            at += 1;
+            continue;
+        }
+        let data = at + 2;
+        let end = data + usize::from(*header.get(at + 1)?);
+        if kind == JUMBO && end - data == 4 {
+            let bytes = header.get(data..end)?.try_into().ok()?;
+            return Some((at, usize::try_from(u32::from_be_bytes(bytes)).ok()?));
+        }
+        at = end;
+    }
+}
 
 impl Walk<'_> {
     /// The extension headers of a packet, and then what they lead to. `carrier.protocol` is the first one's.
@@ -112,13 +136,18 @@ impl Pen<'_, '_> {
                     4 => "segment routing (RFC 8754)",
                     _ => "",
                 });
-                if self.byte(("segments left", "Segments Left")) > 0 {
+                let segments_left = self.byte(("segments left", "Segments Left"));
+                if segments_left > 0 {
                     self.means("the destination above is not the last one");
                     carrier.unjudged = Some(
                         "covers the last destination, which the header above does not have yet",
                     );
                 }
-                self.rest(("type-specific data", "Type-specific data"));
+                if routing == 4 {
+                    self.segments(segments_left);
+                } else {
+                    self.rest(("type-specific data", "Type-specific data"));
+                }
             }
             AUTHENTICATION => {
                 self.reserved(16);
@@ -131,6 +160,48 @@ impl Pen<'_, '_> {
         if lacking > 0 {
             self.lacks(lacking);
         }
+    }
+
+    /// The rest of a segment routing header (RFC 8754 section 2). Its list is in reverse: the first is the last to be visited.
+    ///
+    /// ```text
+    /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    /// |  Last Entry   |     Flags     |              Tag              |
+    /// |       Segment List[0] ... [Last Entry] (128 bits each)        |
+    /// |            Type Length Value objects (variable)               |
+    /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    /// ```
+    fn segments(&mut self, left: u8) {
+        const SOURCE: &str = "RFC 8754 section 2";
+        let at = self.at();
+        let last = self.byte(("last entry", "Last Entry"));
+        self.source(SOURCE);
+        self.hex(("flags", "Flags"), 8);
+        self.source(SOURCE);
+        self.hex(("tag", "Tag"), 16);
+        self.source(SOURCE);
+        if self.is_cut() {
+            return;
+        }
+        let room = self.left() / 16;
+        let stated = usize::from(last) + 1;
+        if !self.walk.quoted && stated > room {
+            self.problem(
+                at,
+                format!("a list of {stated} segments, where the header has room for {room}"),
+            );
+        }
+        if !self.walk.quoted && usize::from(left) > stated {
+            self.problem(at, format!("{left} segments left, of {stated}"));
+        }
+        for index in 0..stated.min(room) {
+            self.ipv6(("segment", "Segment List"));
+            self.source(SOURCE);
+            if index == usize::from(left) {
+                self.means("the present one, to which the header above goes");
+            }
+        }
+        self.rest(("type-length-value objects", "TLVs"));
     }
 
     /// The options of hop-by-hop and destination options headers.
@@ -149,7 +220,7 @@ impl Pen<'_, '_> {
                 1 => "PadN, padding",
                 4 => "tunnel encapsulation limit (RFC 2473)",
                 5 => "router alert (RFC 2711)",
-                0xc2 => "jumbo payload (RFC 2675)",
+                JUMBO => "jumbo payload (RFC 2675)",
                 0xc9 => "home address (RFC 6275)",
                 _ => "",
             });
@@ -171,7 +242,13 @@ impl Pen<'_, '_> {
                 }
                 return self.rest(("options", "Options"));
             }
-            self.bytes(("option data", "Option Data"), len);
+            if (kind, len) == (JUMBO, 4) {
+                self.number(("jumbo payload length", "Jumbo Payload Length"), 32);
+                self.source("RFC 2675 section 2");
+                self.means("bytes behind the IPv6 header");
+            } else {
+                self.bytes(("option data", "Option Data"), len);
+            }
         }
     }
 }

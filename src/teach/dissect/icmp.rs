@@ -65,7 +65,7 @@ impl Walk<'_> {
             self.say(format_args!("ICMP {name}"));
         }
         if !cut {
-            self.behind_icmp(quotes, stop, end);
+            self.behind_icmp(quotes, stop, end, carrier.unjudged);
         }
     }
 
@@ -123,12 +123,18 @@ impl Walk<'_> {
             self.say(format_args!("ICMPv6 {name}"));
         }
         if !cut {
-            self.behind_icmp(quotes, stop, end);
+            self.behind_icmp(quotes, stop, end, carrier.unjudged);
         }
     }
 
     /// What follows the header. `quotes`: a packet of so many bytes, 0 for all there are; then come extensions.
-    fn behind_icmp(&mut self, quotes: Option<usize>, at: usize, end: usize) {
+    fn behind_icmp(
+        &mut self,
+        quotes: Option<usize>,
+        at: usize,
+        end: usize,
+        unjudged: Option<&'static str>,
+    ) {
         let Some(len) = quotes else {
             return self.payload("payload", at, end);
         };
@@ -136,12 +142,12 @@ impl Walk<'_> {
         if at < stop {
             self.deeper(true, at, stop, |walk| walk.ip(at, stop));
         }
-        self.payload("ICMP extensions", stop, end);
+        self.icmp_extensions(stop, end, unjudged);
     }
 }
 
 /// The Internet checksum of the message alone: no pseudo-header.
-fn icmp_verdict(message: &[u8]) -> Verdict {
+pub(super) fn icmp_verdict(message: &[u8]) -> Verdict {
     use encap::checksum::{add, sum};
     let sum = sum(message);
     match message {

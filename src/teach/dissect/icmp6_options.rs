@@ -133,15 +133,7 @@ impl Pen<'_, '_> {
 
     fn listener_record(&mut self) {
         let kind = self.byte(("record type", "Record Type"));
-        self.means(match kind {
-            1 => "is listening to these sources only",
-            2 => "is listening to all but these sources",
-            3 => "changes to these sources only",
-            4 => "changes to all but these sources",
-            5 => "allows these sources, too",
-            6 => "blocks these sources",
-            _ => "",
-        });
+        self.means(record_type(kind));
         let words = self.byte(("auxiliary data length", "Aux Data Len"));
         let sources = self.short(("number of sources", "Number of Sources (N)"));
         self.ipv6(("multicast address", "Multicast Address"));
@@ -156,5 +148,18 @@ impl Pen<'_, '_> {
             }
             self.ipv6(("source", "Source Address"));
         }
+    }
+}
+
+/// What a report of MLDv2 (RFC 3810 section 5.2.12) or IGMPv3 (RFC 3376 section 4.2.12) says of a group.
+pub(super) fn record_type(kind: u8) -> &'static str {
+    match kind {
+        1 => "is listening to these sources only",
+        2 => "is listening to all but these sources",
+        3 => "changes to these sources only",
+        4 => "changes to all but these sources",
+        5 => "allows these sources, too",
+        6 => "blocks these sources",
+        _ => "",
     }
 }

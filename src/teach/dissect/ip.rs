@@ -4,8 +4,17 @@ use std::net::IpAddr;
 
 use encap::checksum;
 
+use super::extension::{HOP_BY_HOP, jumbo_payload};
 use super::walk::{Pen, Walk};
 use super::{Carrier, Verdict, meaning};
+
+/// What the length fields of 16 bits can say. Longer packets leave them zero: jumbograms (RFC 2675), and Linux's superpackets
+/// (`IP_MAX_MTU` in `include/net/ip.h`).
+pub(super) const MOST: usize = 0xffff;
+const SUPERPACKET: &str =
+    "a superpacket longer than this field can say, to be cut by the network card";
+const IS_SUPER: &str = "a superpacket, to be cut by the network card";
+const NO_LENGTH: &str = "the packet does not say where it ends";
 
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
@@ -56,14 +65,13 @@ impl Walk<'_> {
         } else {
             end - at
         };
-        // A superpacket longer than the field can say, seen before the network card cuts it.
-        let is_super = total_len == 0 && !pen.is_cut();
-        let packet_len = if is_super { on_wire } else { total_len };
+        let is_super = total_len == 0 && on_wire > MOST;
+        let packet_len = if total_len == 0 { on_wire } else { total_len };
         pen.hex(("identification", "Identification"), 16);
         if pen.flag(("reserved flag", "R"), "must be zero") {
             pen.problem(at + 6, "the reserved flag of IPv4 is set");
         }
-        let dont_fragment = pen.flag(("don't fragment", "DF"), "routers must not fragment it");
+        pen.flag(("don't fragment", "DF"), "routers must not fragment it");
         let more = pen.flag(("more fragments", "MF"), "another fragment follows");
         let offset = pen.number(("fragment offset", "Fragment Offset"), 13) * 8;
         if offset > 0 || more {
@@ -118,9 +126,14 @@ impl Walk<'_> {
             return;
         }
         if is_super {
-            pen.walk.out.fields[total_len_field].meaning =
-                "a superpacket longer than this field can say, to be cut by the network card"
-                    .into();
+            pen.meaning_of(total_len_field, SUPERPACKET);
+        } else if total_len == 0 {
+            pen.problem(
+                at + 2,
+                format!(
+                    "the total length says 0 bytes, which only superpackets of more than {MOST} may: read up to the end"
+                ),
+            );
         }
         if packet_len < header_len {
             pen.problem(
@@ -138,10 +151,12 @@ impl Walk<'_> {
             src: IpAddr::V4(src),
             dst: IpAddr::V4(dst),
             protocol,
+            end: at + packet_len,
             unjudged: self.unjudged(
                 at + packet_len,
+                end,
                 offset > 0 || more,
-                dont_fragment && is_super,
+                zero_length(total_len, is_super),
             ),
             first_fragment: offset == 0 && more,
         };
@@ -165,9 +180,7 @@ impl Walk<'_> {
         pen.hex(("flow label", "Flow Label"), 20);
         pen.source("RFC 6437");
         let payload_len = usize::from(pen.short(("payload length", "Payload Length")));
-        if payload_len == 0 {
-            pen.means("nothing follows, or a jumbogram or superpacket");
-        }
+        let payload_len_field = pen.newest_index();
         let next = pen.byte(("next header", "Next Header"));
         pen.means(meaning::protocol(next));
         pen.number(("hop limit", "Hop Limit"), 8);
@@ -183,19 +196,66 @@ impl Walk<'_> {
         } else {
             end - at
         };
-        let is_super = payload_len == 0 && next != 59 && on_wire > V6_HEADER;
-        let packet_len = if is_super {
-            on_wire
-        } else {
-            V6_HEADER + payload_len
+        let options = self.frame.get(at + V6_HEADER..end).unwrap_or_default();
+        let jumbo = (next == HOP_BY_HOP)
+            .then(|| jumbo_payload(options))
+            .flatten();
+        // What the header leaves open.
+        let is_open = payload_len == 0 && jumbo.is_none() && next != 59 && on_wire > V6_HEADER;
+        let is_super = is_open && on_wire - V6_HEADER > MOST;
+        let packet_len = match jumbo {
+            _ if is_open => on_wire,
+            Some((_, jumbo)) if payload_len == 0 => V6_HEADER.saturating_add(jumbo),
+            _ => V6_HEADER + payload_len,
         };
+        let meaning = match jumbo {
+            _ if payload_len > 0 => "",
+            Some(_) => "the jumbo payload option says it (RFC 2675)",
+            None if is_super => SUPERPACKET,
+            None if is_open => "",
+            None => "nothing follows",
+        };
+        self.out.fields[payload_len_field].meaning = meaning.into();
+        if let Some((place, jumbo)) = jumbo.filter(|_| !self.quoted) {
+            let place = at + V6_HEADER + place;
+            if jumbo <= MOST {
+                self.problem(
+                    place,
+                    format!("a jumbo payload of {jumbo} bytes: the option is for more than {MOST}"),
+                );
+            }
+            if payload_len > 0 {
+                self.problem(
+                    place,
+                    format!("a jumbo payload option, and a payload length of {payload_len}: it must be 0"),
+                );
+            }
+        }
+        if is_open && !is_super {
+            self.problem(
+                at + 4,
+                format!(
+                    "the payload length says 0 bytes, which without a jumbo payload option only superpackets of more than {MOST} may: read up to the end"
+                ),
+            );
+        }
         self.is_original(index, packet_len);
         let stop = self.packet_end(at, packet_len, end);
         let carrier = Carrier {
             src: IpAddr::V6(src),
             dst: IpAddr::V6(dst),
             protocol: next,
-            unjudged: self.unjudged(at + packet_len, false, is_super),
+            end: at.saturating_add(packet_len),
+            unjudged: self.unjudged(
+                at.saturating_add(packet_len),
+                end,
+                false,
+                if is_open {
+                    zero_length(0, is_super)
+                } else {
+                    None
+                },
+            ),
             first_fragment: false,
         };
         self.extensions(carrier, at + V6_HEADER, stop);
@@ -204,7 +264,7 @@ impl Walk<'_> {
 
     /// Where the packet's bytes end; says so where that is not where its header says.
     fn packet_end(&mut self, at: usize, packet_len: usize, end: usize) -> usize {
-        let states = at + packet_len;
+        let states = at.saturating_add(packet_len);
         // What the capture cut off the end of the frame is said once, for the frame.
         if states > end && !self.quoted && !(end == self.frame.len() && states <= self.wire_len()) {
             let have = end - at;
@@ -219,14 +279,22 @@ impl Walk<'_> {
         states.min(end)
     }
 
-    /// Why a transport checksum in a packet that ends at byte `stop` cannot be judged, if it cannot.
-    fn unjudged(&self, stop: usize, is_fragment: bool, is_super: bool) -> Option<&'static str> {
+    /// Why a transport checksum in a packet that ends at byte `stop`, where there are bytes up to `end`, cannot be judged, if
+    /// it cannot. `length`: what is wrong with the length already.
+    fn unjudged(
+        &self,
+        stop: usize,
+        end: usize,
+        is_fragment: bool,
+        length: Option<&'static str>,
+    ) -> Option<&'static str> {
+        let is_beyond = stop > end && end < self.frame.len() || stop > self.wire_len();
         match () {
             () if is_fragment => Some("covers all fragments, and this is one of them"),
-            () if self.quoted && !self.is_captured(stop) => Some("only the beginning is quoted"),
+            () if self.quoted && stop > end => Some("only the beginning is quoted"),
+            () if is_beyond => Some("the packet says that it is longer than what is there"),
             () if !self.is_captured(stop) => Some("not all that it covers was captured"),
-            () if is_super => Some("a superpacket, to be cut by the network card"),
-            () => None,
+            () => length,
         }
     }
 }
@@ -296,6 +364,15 @@ pub(super) fn fragment(offset: u64, more: bool) -> String {
         (_, false) => format!(
             "x 8: the last fragment, at byte {offset}; its transport header is in the first"
         ),
+    }
+}
+
+/// What a length of zero does to checksums.
+fn zero_length(len: usize, is_super: bool) -> Option<&'static str> {
+    match len {
+        0 if is_super => Some(IS_SUPER),
+        0 => Some(NO_LENGTH),
+        _ => None,
     }
 }
 

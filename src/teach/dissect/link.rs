@@ -2,6 +2,10 @@
 
 use encap::ethernet::{ARP, IPV4, IPV6, VLAN, VLAN_SERVICE};
 
+/// MPLS (RFC 3032 section 5), and with labels that were assigned upstream (RFC 5332).
+pub(super) const MPLS: u16 = 0x8847;
+pub(super) const MPLS_UPSTREAM: u16 = 0x8848;
+
 use super::meaning;
 use super::walk::Walk;
 
@@ -54,10 +58,20 @@ impl Walk<'_> {
             }
             0..0x0600 => {
                 let stop = end.min(at + usize::from(ether_type));
-                self.payload("LLC", at, stop);
+                self.say(format_args!("LLC"));
+                self.unnamed("LLC", at, stop);
                 self.padding("Ethernet padding", stop, end);
             }
-            _ => self.payload("payload", at, end),
+            MPLS | MPLS_UPSTREAM => self.mpls(at, end),
+            _ => {
+                let name = meaning::ether_type(ether_type);
+                if name.is_empty() {
+                    self.say(format_args!("EtherType {ether_type:#06x}"));
+                } else {
+                    self.say(format_args!("{name}"));
+                }
+                self.unnamed(if name.is_empty() { "payload" } else { name }, at, end);
+            }
         }
     }
 

@@ -100,6 +100,17 @@ pub(super) fn carried(number: u16) -> &'static str {
     }
 }
 
+/// IANA, ICMP Extension Object Classes.
+pub(super) fn extension_class(number: u8) -> &'static str {
+    match number {
+        1 => "MPLS label stack (RFC 4950)",
+        2 => "interface (RFC 5837)",
+        3 => "interface identification (RFC 8335)",
+        4 => "extended information (RFC 8335)",
+        _ => "",
+    }
+}
+
 /// The name of an IP protocol, as the IANA's keywords have it.
 pub(super) fn protocol(number: u8) -> &'static str {
     match number {

@@ -7,6 +7,8 @@
 //!  extension.rs  IPv6 extension headers
 //!  transport.rs  UDP, TCP and its options; checksums
 //!  icmp.rs       ICMP and ICMPv6 with the packets they quote; icmp6_options.rs: neighbour discovery, MLD
+//!  igmp.rs       IGMP
+//!  mpls.rs       MPLS labels, in front of packets and in ICMP's extensions
 //!  tunnel.rs     flannel's udp, VXLAN, VXLAN-GPE, Geneve, GRE: and from there it begins anew
 //!  wireguard.rs  WireGuard, whose content is sealed
 //!  meaning.rs    what addresses, ports and numbers stand for
@@ -19,9 +21,11 @@
 mod extension;
 mod icmp;
 mod icmp6_options;
+mod igmp;
 mod ip;
 mod link;
 mod meaning;
+mod mpls;
 mod transport;
 mod tunnel;
 mod walk;
@@ -286,6 +290,8 @@ struct Carrier {
     src: IpAddr,
     dst: IpAddr,
     protocol: u8,
+    /// The byte at which the packet ends, as its header says: more than are there, if it is cut short.
+    end: usize,
     /// Why not, if not.
     unjudged: Option<&'static str>,
     /// The first of several fragments.

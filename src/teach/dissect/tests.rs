@@ -355,7 +355,7 @@ fn extension_headers_and_options() {
     packet.extend([0xfd; 32]);
     packet.extend([60, 0, 5, 2, 0, 0, 1, 0]);
     packet.extend([43, 1, 1, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    packet.extend([44, 0, 4, 1, 9, 9, 9, 9]);
+    packet.extend([44, 0, 2, 1, 9, 9, 9, 9]);
     packet.extend([17, 0, 0, 8, 0, 0, 0, 5]);
     let dissection = read(&packet, Link::Raw);
     assert_eq!(
@@ -434,12 +434,104 @@ fn garbled_headers_are_said_to_be_such() {
 }
 
 #[test]
-fn superpackets_longer_than_the_field_can_say() {
+fn only_superpackets_may_have_a_length_of_zero() {
+    let checksum = |dissection: &Dissection| field(dissection, "UDP", "checksum").checksum;
     let mut frame = udp(53, b"hello");
     frame[16..18].fill(0);
     let dissection = read(&frame, Link::Ethernet);
     assert_eq!(names(&dissection), ["Ethernet", "IPv4", "UDP", "payload"]);
     assert_eq!(dissection.sum.unwrap().original, 33);
+    assert!(problems(&dissection)[0].starts_with("16: the total length says 0 bytes"));
+    assert_eq!(field(&dissection, "IPv4", "total length").meaning, "");
+    assert_eq!(
+        checksum(&dissection),
+        Some(Verdict::Unknown("the packet does not say where it ends"))
+    );
+    frame[38..40].fill(0);
+    frame.resize(14 + 20 + 65_536, 0);
+    let dissection = read(&frame, Link::Ethernet);
+    assert_eq!(problems(&dissection), [""; 0]);
+    assert!(
+        field(&dissection, "IPv4", "total length")
+            .meaning
+            .starts_with("a superpacket")
+    );
+
+    // IPv6, where what follows is a UDP header of length 0.
+    let mut frame = ipv6(17, &[0, 7, 0, 9, 0, 0, 1, 2]);
+    frame[18..20].fill(0);
+    let dissection = read(&frame, Link::Ethernet);
+    assert_eq!(problems(&dissection).len(), 2, "{dissection:#?}");
+    assert!(problems(&dissection)[0].starts_with("18: the payload length says 0 bytes"));
+    assert!(problems(&dissection)[1].starts_with("58: the UDP length says 0 bytes"));
+    frame.resize(14 + 40 + 65_536, 0);
+    assert_eq!(problems(&read(&frame, Link::Ethernet)), [""; 0]);
+}
+
+#[test]
+fn a_udp_length_beyond_the_packet_is_no_cut_capture() {
+    let mut frame = udp(53, b"hey");
+    frame[38..40].copy_from_slice(&200u16.to_be_bytes());
+    let dissection = read(&frame, Link::Ethernet);
+    assert_eq!(
+        problems(&dissection),
+        ["38: the UDP length says 200 bytes, the IP packet has 11 for it"]
+    );
+    let checksum = |dissection: &Dissection| field(dissection, "UDP", "checksum").checksum;
+    let beyond = "the datagram says that it is longer than its IP packet";
+    assert_eq!(checksum(&dissection), Some(Verdict::Unknown(beyond)));
+    // Its capture may be cut as well: both are said.
+    let mut cut = Dissection::default();
+    cut.read(&frame[..44], 45, Link::Ethernet, &Ports::default());
+    assert_eq!(problems(&cut).len(), 2);
+    // A whole datagram of which the capture kept a part.
+    let whole = udp(53, b"hey");
+    cut.read(&whole[..44], 45, Link::Ethernet, &Ports::default());
+    assert_eq!(problems(&cut).len(), 1);
+    let captured = "not all that it covers was captured";
+    assert_eq!(checksum(&cut), Some(Verdict::Unknown(captured)));
+}
+
+#[test]
+fn jumbograms_are_held_against_their_option() {
+    let jumbogram = |payload_len: u16, jumbo: u32, len: usize| {
+        let mut payload = vec![17, 0, 0xc2, 4];
+        payload.extend(jumbo.to_be_bytes());
+        payload.extend([0, 7, 0, 9, 0, 0, 1, 2]);
+        payload.resize(len, 0);
+        let mut frame = ipv6(0, &[]);
+        frame[18..20].copy_from_slice(&payload_len.to_be_bytes());
+        frame.extend(payload);
+        read(&frame, Link::Ethernet)
+    };
+    let option = ("IPv6 hop-by-hop options", "jumbo payload length");
+    let good = jumbogram(0, 65_544, 65_544);
+    assert_eq!(problems(&good), [""; 0]);
+    assert_eq!(
+        field(&good, option.0, option.1).value,
+        Value::Number(65_544)
+    );
+    assert!(matches!(
+        field(&good, "UDP", "checksum").checksum,
+        Some(Verdict::Wrong(_))
+    ));
+    let lacking = jumbogram(0, 65_544, 108);
+    assert_eq!(
+        problems(&lacking),
+        [
+            "14: the packet would have 65584 bytes, but 148 were on the wire: the lengths do not add up"
+        ]
+    );
+    assert_eq!(
+        field(&lacking, "UDP", "checksum").checksum,
+        Some(Verdict::Unknown(
+            "the packet says that it is longer than what is there"
+        ))
+    );
+    assert!(problems(&jumbogram(0, 108, 108))[0].starts_with("56: a jumbo payload of 108 bytes"));
+    assert!(
+        problems(&jumbogram(16, 65_536, 16))[0].ends_with("a payload length of 16: it must be 0")
+    );
 }
 
 #[test]

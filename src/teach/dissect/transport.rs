@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use encap::checksum;
 
 use super::extension::AUTHENTICATION;
+use super::ip::MOST;
 use super::walk::{Pen, Walk};
 use super::{Carrier, Verdict, meaning};
 
 const ICMP: u8 = 1;
+const IGMP: u8 = 2;
 const IP_IN_IP: u8 = 4;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -27,6 +29,7 @@ impl Walk<'_> {
             (UDP, _) => self.udp(carrier, at, end),
             (TCP, _) => self.tcp(carrier, at, end),
             (ICMP, IpAddr::V4(_)) => self.icmp(carrier, at, end),
+            (IGMP, IpAddr::V4(_)) => self.igmp(carrier, at, end),
             (ICMPV6, IpAddr::V6(_)) => self.icmpv6(carrier, at, end),
             (IP_IN_IP | IPV6_IN_IP, _) if !carrier.first_fragment => {
                 self.say(format_args!("IP in IP:"));
@@ -42,7 +45,7 @@ impl Walk<'_> {
                 } else {
                     self.say(format_args!("{name}"));
                 }
-                self.payload(if name.is_empty() { "payload" } else { name }, at, end);
+                self.unnamed(if name.is_empty() { "payload" } else { name }, at, end);
             }
         }
     }
@@ -51,7 +54,7 @@ impl Walk<'_> {
         let mut pen = self.header("UDP", "RFC 768", at, end);
         let source = pen.port(("source port", "Source Port"));
         let destination = pen.port(("destination port", "Destination Port"));
-        let len = usize::from(pen.short(("length", "Length")));
+        let stated = usize::from(pen.short(("length", "Length")));
         let len_field = pen.newest_index();
         let found = pen.short_hex(("checksum", "Checksum"));
         let field = pen.newest_index();
@@ -59,13 +62,25 @@ impl Walk<'_> {
             return;
         }
         // RFC 2675 section 4 gives a length of zero to jumbograms; Linux to superpackets.
-        let len = if len == 0 {
-            pen.walk.out.fields[len_field].meaning =
-                "a superpacket or jumbogram: the length of IP counts".into();
-            end - at
-        } else {
-            len
+        let room = carrier.end.saturating_sub(at);
+        let len = match stated {
+            0 if room > MOST => {
+                pen.meaning_of(
+                    len_field,
+                    "a superpacket or jumbogram: the length of IP counts",
+                );
+                room
+            }
+            0 => {
+                pen.problem(
+                    at + 4,
+                    format!("the UDP length says 0 bytes, which only superpackets and jumbograms of more than {MOST} may: read up to the end of the packet"),
+                );
+                room
+            }
+            len => len,
         };
+        let is_guess = stated == 0 && room <= MOST;
         if len < 8 {
             pen.problem(
                 at + 4,
@@ -73,18 +88,21 @@ impl Walk<'_> {
             );
             return self.payload("payload", at + 8, end);
         }
-        if at + len > end && pen.walk.is_captured(at + len) && carrier.unjudged.is_none() {
+        // Only a first fragment has less than the whole. Whoever quotes may have changed the length of IP.
+        let is_beyond = len > room && !carrier.first_fragment;
+        if is_beyond && !pen.walk.quoted {
             pen.problem(
                 at + 4,
-                format!(
-                    "the UDP length says {len} bytes, the IP packet has {} for it",
-                    end - at
-                ),
+                format!("the UDP length says {len} bytes, the IP packet has {room} for it"),
             );
         }
         let verdict = match carrier.unjudged {
             _ if found == 0 => Verdict::Absent,
             Some(why) => Verdict::Unknown(why),
+            None if is_guess => Verdict::Unknown("the datagram does not say where it ends"),
+            None if is_beyond => {
+                Verdict::Unknown("the datagram says that it is longer than its IP packet")
+            }
             None if at + len > end => Verdict::Unknown("the datagram is not all there"),
             None => pen.walk.judge(&carrier, at, at + len, found),
         };

@@ -4,6 +4,7 @@
 use encap::checksum;
 use encap::ethernet::{ARP, IPV4, IPV6, VLAN, VLAN_SERVICE};
 
+use super::link::{MPLS, MPLS_UPSTREAM};
 use super::walk::{Pen, Walk};
 use super::{Carrier, Tunnel, Verdict, meaning};
 
@@ -179,7 +180,7 @@ impl Walk<'_> {
         self.inside((!is_control).then_some(protocol), inside, end);
     }
 
-    /// GRE, and with a version of 1 what PPTP makes of it, which is not taken apart.
+    /// GRE; with a version of 1 it is what PPTP makes of it.
     ///
     /// ```text
     ///  0                   1                   2                   3
@@ -195,6 +196,10 @@ impl Walk<'_> {
     /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
     /// ```
     pub(super) fn gre(&mut self, carrier: Carrier, at: usize, end: usize) {
+        let version = self.frame.get(at + 1).filter(|_| at + 1 < end);
+        if version.is_some_and(|byte| byte & 7 == 1) {
+            return self.pptp(at, end);
+        }
         let mut pen = self.header("GRE", "RFC 2784 section 2", at, end);
         let has_checksum = pen.flag(("checksum present", "C"), "a checksum follows");
         let routing = pen.flag(
@@ -210,9 +215,6 @@ impl Walk<'_> {
         pen.source("RFC 2890 section 2");
         pen.reserved(9);
         let version = pen.number(("version", "Ver"), 3);
-        if version == 1 {
-            pen.means("that of PPTP (RFC 2637)");
-        }
         let protocol = pen.short_hex(("protocol type", "Protocol Type"));
         pen.means(meaning::carried(protocol));
         if pen.is_cut() {
@@ -255,6 +257,69 @@ impl Walk<'_> {
         self.inside(Some(protocol), inside, end);
     }
 
+    /// GRE of version 1, around PPP.
+    ///
+    /// ```text
+    ///  0                   1                   2                   3
+    ///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+    /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    /// |C|R|K|S|s|Recur|A| Flags | Ver |         Protocol Type         |
+    /// |        Payload Length         |            Call ID            |
+    /// |                  Sequence Number (if S)                       |
+    /// |               Acknowledgment Number (if A)                    |
+    /// +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    /// ```
+    fn pptp(&mut self, at: usize, end: usize) {
+        let mut pen = self.header("GRE", "RFC 2637 section 4.1", at, end);
+        pen.flag(("checksum present", "C"), "must be zero");
+        pen.flag(("routing present", "R"), "must be zero");
+        pen.flag(("key present", "K"), "payload length and call ID follow");
+        let has_sequence = pen.flag(
+            ("sequence number present", "S"),
+            "a sequence number follows",
+        );
+        pen.flag(("strict source route", "s"), "must be zero");
+        pen.number(("recursion control", "Recur"), 3);
+        let has_acknowledgment = pen.flag(
+            ("acknowledgment present", "A"),
+            "an acknowledgment number follows",
+        );
+        pen.hex(("flags", "Flags"), 4);
+        pen.number(("version", "Ver"), 3);
+        pen.means("that of PPTP");
+        let protocol = pen.short_hex(("protocol type", "Protocol Type"));
+        pen.means(if protocol == 0x880b {
+            "PPP"
+        } else {
+            "must be 0x880b, PPP"
+        });
+        let len = usize::from(pen.short(("payload length", "Payload Length")));
+        pen.number(("call ID", "Call ID"), 16);
+        if has_sequence {
+            pen.number(("sequence number", "Sequence Number"), 32);
+        }
+        if has_acknowledgment {
+            pen.number(("acknowledgment number", "Acknowledgment Number"), 32);
+        }
+        let (inside, cut) = (pen.at(), pen.is_cut());
+        self.say(format_args!("| GRE of PPTP"));
+        if cut {
+            return;
+        }
+        if inside + len > end && self.is_captured(inside + len) {
+            self.problem(
+                at + 4,
+                format!(
+                    "the payload length says {len} bytes, the packet has {} for it",
+                    end - inside
+                ),
+            );
+        }
+        let stop = end.min(inside + len);
+        self.unnamed("PPP", inside, stop);
+        self.padding("padding", stop, end);
+    }
+
     /// Section 2.5: the complement of the sum of GRE's header and all that it carries; no pseudo-header.
     fn judge_gre(&self, carrier: &Carrier, at: usize, end: usize, found: u16) -> Verdict {
         if let Some(why) = carrier.unjudged {
@@ -273,7 +338,7 @@ impl Walk<'_> {
     fn inside(&mut self, protocol: Option<u16>, at: usize, end: usize) {
         match protocol {
             Some(BRIDGED) => self.deeper(false, at, end, |walk| walk.ethernet(at, end)),
-            Some(protocol @ (IPV4 | IPV6 | ARP | VLAN | VLAN_SERVICE)) => {
+            Some(protocol @ (IPV4 | IPV6 | ARP | VLAN | VLAN_SERVICE | MPLS | MPLS_UPSTREAM)) => {
                 self.deeper(false, at, end, |walk| walk.ether_type(protocol, at, end));
             }
             _ => self.payload("payload", at, end),

@@ -70,6 +70,10 @@ impl<'f> Walk<'f> {
             );
         }
         self.fill(end);
+        if self.out.summary.is_empty() {
+            let name = self.out.layers.last().map_or("nothing", |layer| layer.name);
+            self.out.summary.push_str(name);
+        }
         self.out.sum = self.sum();
         self.defer();
     }
@@ -210,6 +214,16 @@ impl<'f> Walk<'f> {
     /// Bytes that nobody here takes apart. None are no layer.
     pub(super) fn payload(&mut self, name: &'static str, at: usize, end: usize) {
         self.opaque(Role::Payload, name, "not taken apart here", at, end);
+    }
+
+    /// The same, where a header of a protocol that nobody here knows begins.
+    pub(super) fn unnamed(&mut self, name: &'static str, at: usize, end: usize) {
+        if at < end {
+            self.payload(name, at, end);
+            if let Some(layer) = self.out.layers.last_mut() {
+                layer.note = "Not taken apart here.";
+            }
+        }
     }
 
     /// Bytes behind the end that a header states.

@@ -57,8 +57,17 @@ fn gre_with_and_without_its_optional_fields() {
     // What is cut short, and what is another protocol under the same number.
     let cut = read(&gre(&header[..10], &[]), Link::Ethernet);
     assert!(problems(&cut)[0].contains("GRE is cut short: key takes 4 bytes, 2 are there"));
-    let pptp = read(&gre(&[0x30, 1, 0x88, 0x0b], &[0; 8]), Link::Ethernet);
-    assert_eq!(names(&pptp)[2..], ["GRE", "payload"]);
+    let pptp = gre(
+        &[0x30, 0x81, 0x88, 0x0b],
+        &[0, 2, 0, 7, 0, 0, 0, 1, 0, 0, 0, 2, 0xff, 3],
+    );
+    let pptp = read(&pptp, Link::Ethernet);
+    assert_eq!(names(&pptp)[2..], ["GRE", "PPP"]);
+    assert_eq!(field(&pptp, "GRE", "call ID").value, Value::Number(7));
+    assert_eq!(
+        field(&pptp, "GRE", "acknowledgment number").value,
+        Value::Number(2)
+    );
     let routed = read(&gre(&[0x40, 0, 8, 0], &inner()[14..]), Link::Ethernet);
     assert_eq!(names(&routed)[2..], ["GRE", "payload"]);
     assert!(problems(&routed)[0].contains("routing bit"));
@@ -229,4 +238,93 @@ proptest! {
         read(&udp(port, &[&[low, 0, 0x65, 0x58], &bytes[..]].concat()), Link::Ethernet);
         read(&gre(&[low << 4, 0, 8, 0], &bytes), Link::Ethernet);
     }
+}
+
+#[test]
+fn labels_and_what_is_not_taken_apart_are_named() {
+    let ether = |ether_type: u16, rest: &[u8]| {
+        let frame = [&[2; 12][..], &ether_type.to_be_bytes(), rest].concat();
+        read(&frame, Link::Ethernet)
+    };
+    let labels = [&[0, 1, 0, 64, 0, 2, 1, 64], &inner()[14..]].concat();
+    let mpls = ether(0x8847, &labels);
+    assert_eq!(names(&mpls)[1..], ["MPLS", "IPv4", "UDP", "payload"]);
+    assert_eq!(field(&mpls, "MPLS", "label").value, Value::Number(16));
+    assert_eq!(
+        mpls.summary,
+        "MPLS 16,32: 10.99.0.1 > 10.99.0.2 UDP 50000 > 53"
+    );
+    for (ether_type, name) in [
+        (0x88cc, "LLDP"),
+        (0x8864, "PPPoE"),
+        (38, "LLC"),
+        (0x1234, "EtherType 0x1234"),
+    ] {
+        let other = ether(ether_type, &[9; 40]);
+        assert_eq!(other.summary, name);
+        assert_eq!(other.layers[1].note, "Not taken apart here.");
+    }
+    assert_eq!(read(&[1, 2], Link::Ethernet).summary, "Ethernet");
+    assert_eq!(read(&[], Link::Raw).summary, "nothing");
+}
+
+#[test]
+fn segments_groups_and_extensions_of_icmp() {
+    let mut header = vec![17, 4, 4, 1, 1, 0, 0, 7];
+    header.extend([[1; 16], [2; 16]].concat());
+    let routed = read(
+        &ipv6(43, &[&header[..], &[0, 7, 0, 9, 0, 8, 1, 2]].concat()),
+        Link::Ethernet,
+    );
+    assert_eq!(problems(&routed), [""; 0]);
+    assert_eq!(field(&routed, "IPv6 routing", "tag").value, Value::Hex(7));
+    assert_eq!(
+        field(&routed, "IPv6 routing", "segment").value,
+        Value::Ip([1; 16].into())
+    );
+    header[4] = 2;
+    assert!(
+        problems(&read(&ipv6(43, &header), Link::Ethernet))[0]
+            .ends_with("3 segments, where the header has room for 2")
+    );
+
+    let ip = |protocol: u8, payload: &[u8]| {
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4([10, 99, 0, 1], [224, 0, 0, 22], 1)
+            .write(&mut packet, etherparse::IpNumber(protocol), payload)
+            .unwrap();
+        read(&packet, Link::Raw)
+    };
+    let mut report = vec![
+        0x22, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 1, 239, 1, 2, 3, 10, 0, 0, 1,
+    ];
+    let right = !checksum::sum(&report);
+    report[2..4].copy_from_slice(&right.to_be_bytes());
+    let igmp = ip(2, &report);
+    assert_eq!(problems(&igmp), [""; 0]);
+    assert_eq!(
+        field(&igmp, "IGMP", "checksum").checksum,
+        Some(Verdict::Right)
+    );
+    assert_eq!(
+        field(&igmp, "IGMP", "group").value,
+        Value::Ip([239, 1, 2, 3].into())
+    );
+    assert!(igmp.summary.ends_with("IGMP membership report v3"));
+
+    let mut error = vec![11, 0, 0, 0, 0, 32, 0, 0];
+    error.extend_from_slice(&inner()[14..]);
+    error.resize(8 + 128, 0);
+    let mut extensions = vec![0x20, 0, 0, 0, 0, 8, 1, 1, 0, 1, 1, 64];
+    let right = !checksum::sum(&extensions);
+    extensions[2..4].copy_from_slice(&right.to_be_bytes());
+    error.extend(&extensions);
+    let error = ip(1, &error);
+    assert_eq!(problems(&error), [""; 0]);
+    let (layer, name) = ("ICMP extensions", "label");
+    assert_eq!(field(&error, layer, name).value, Value::Number(16));
+    assert_eq!(
+        field(&error, layer, "checksum").checksum,
+        Some(Verdict::Right)
+    );
 }
