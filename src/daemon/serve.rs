@@ -184,9 +184,13 @@ impl<E: Encapsulation> Daemon<E> {
                 return self.reload().await;
             }
             // What was read stays in force; when it is back, it is read again.
-            Some(Err(why)) if self.net_conf.take().is_some() => {
-                tracing::error!("{why}; the last one stays in force");
-                self.node.view().faults.config = Some(why);
+            Some(Err(why)) => {
+                self.net_conf = None;
+                let known = &mut self.node.view().faults.config;
+                if known.as_ref() != Some(&why) {
+                    tracing::error!("{why}; the last one stays in force");
+                    *known = Some(why);
+                }
             }
             _ => {}
         }
