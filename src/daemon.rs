@@ -46,7 +46,7 @@ use crate::observe::server::Control;
 use crate::observe::status;
 use engines::Extras;
 use habits::Habits;
-use node::{Accepted, Faults, Node, View};
+use node::{Accepted, Faults, Node, Ration, View};
 use plane::Plane;
 use reconcile::{Reconciler, Report};
 use serve::{Daemon, Signals};
@@ -282,6 +282,7 @@ impl<S: Stream<Item = Change> + Unpin> Start<S> {
             snapshot: Snapshot::new(Forwarding { tables, options }),
             started,
             view: Mutex::new(View {
+                ration: Ration::default(),
                 peers,
                 objections,
                 unroutable: Vec::new(),

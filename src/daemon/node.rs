@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use encap::Family;
@@ -42,6 +42,7 @@ pub(super) struct Node {
 
 /// What changes while it runs.
 pub(super) struct View {
+    pub(super) ration: Ration,
     pub(super) peers: Vec<(PeerLeases, Arc<PeerCounters>)>,
     /// Leases and static routes that were not taken.
     pub(super) objections: Vec<Objection>,
@@ -125,7 +126,7 @@ impl Accepted {
 /// Peers whose way is looked up for one status.
 const MAX_ROUTES_ASKED: usize = 16;
 
-/// Changes of peers that are logged one by one; more are only counted.
+/// Changes of peers that are logged one by one within a [`Ration::SPAN`]; more are only counted.
 const MAX_CHANGES: usize = 20;
 
 pub(super) fn log_objections(objections: &[Objection], known: &[Objection]) {
@@ -156,7 +157,46 @@ fn find<'a>(among: &HashMap<IpAddr, &'a Lease>, lease: &Lease) -> Option<&'a Lea
     ips.find_map(|ip| among.get(&ip).copied())
 }
 
+/// So many lines about changes of peers are logged in one [`Ration::SPAN`], whatever a cluster does.
+#[derive(Debug)]
+pub(super) struct Ration {
+    since: Instant,
+    told: usize,
+    held: usize,
+}
+
+impl Default for Ration {
+    fn default() -> Self {
+        Ration {
+            since: Instant::now(),
+            told: 0,
+            held: 0,
+        }
+    }
+}
+
+impl Ration {
+    const SPAN: Duration = Duration::from_secs(10);
+
+    /// Logs it, if there were not many before.
+    fn tell(&mut self, line: &str) {
+        if self.since.elapsed() >= Self::SPAN {
+            if self.held > 0 {
+                tracing::info!("and {} more changes of peers", self.held);
+            }
+            *self = Ration::default();
+        }
+        if self.told < MAX_CHANGES {
+            self.told += 1;
+            tracing::info!("{line}");
+        } else {
+            self.held += 1;
+        }
+    }
+}
+
 pub(super) fn log_changes(
+    ration: &mut Ration,
     old: &[(PeerLeases, Arc<PeerCounters>)],
     new: &[(PeerLeases, Arc<PeerCounters>)],
 ) {
@@ -175,12 +215,7 @@ pub(super) fn log_changes(
         .iter()
         .filter(|(peer, _)| find(&after, &peer.lease).is_none());
     lines.extend(gone.map(|(peer, _)| format!("peer gone: {}", peer.lease)));
-    for line in lines.iter().take(MAX_CHANGES) {
-        tracing::info!("{line}");
-    }
-    if lines.len() > MAX_CHANGES {
-        tracing::info!("and {} more changes of peers", lines.len() - MAX_CHANGES);
-    }
+    lines.iter().for_each(|line| ration.tell(line));
 }
 
 impl Node {

@@ -19,7 +19,7 @@ use tokio::time::sleep_until;
 
 use super::engines::Extras;
 use super::habits::Habits;
-use super::node::{Accepted, Node, log_changes, log_objections};
+use super::node::{Accepted, Node, View, log_changes, log_objections};
 use super::plane::{self, Kit, Plane, Wiring};
 use super::reconcile::{PAUSE, POLL, Reconciler, SETTLE};
 use super::routing::{self, Direct, Hop};
@@ -271,10 +271,12 @@ impl<E: Encapsulation> Daemon<E> {
             Ok(actual) => actual,
             Err(error) => return tracing::warn!("{error}"),
         };
-        self.heed_addresses(&actual).await;
+        let told = self.heed_addresses(&actual).await;
         let leases = std::mem::take(&mut self.leases);
         let placed = self.place(&actual, &leases).await;
         let fault = match placed {
+            // The lease that says so comes with the store's next news.
+            Err(_) if told => self.node.view().faults.place.clone(),
             Err(fault) => Some(fault),
             Ok((own, site)) if own != self.own || !is_like(&site, &self.site) => {
                 self.accept(&leases, own, site).await.err()
@@ -291,18 +293,22 @@ impl<E: Encapsulation> Daemon<E> {
     }
 
     /// Notes the addresses by which our lease can be recognised. A store that takes leases itself is told: the lease that
-    /// it holds for us has to carry the new address. A lease file is for others to change.
-    async fn heed_addresses(&mut self, actual: &Actual) {
+    /// it holds for us has to carry the new address. A lease file is for others to change. Says whether a store was told.
+    async fn heed_addresses(&mut self, actual: &Actual) -> bool {
         let Ok(host) = self.host(actual).await else {
-            return;
+            return false;
         };
-        let Ok(now) = host.candidates() else { return };
-        if now != self.candidates {
-            let all: Vec<_> = now.iter().map(IpAddr::to_string).collect();
-            tracing::info!("this node's underlay addresses are now {}", all.join(", "));
-            self.store.want(store::wanted(&self.config, &now));
-            self.candidates = now;
+        let Ok(now) = host.candidates() else {
+            return false;
+        };
+        if now == self.candidates {
+            return false;
         }
+        let all: Vec<_> = now.iter().map(IpAddr::to_string).collect();
+        tracing::info!("this node's underlay addresses are now {}", all.join(", "));
+        self.store.want(store::wanted(&self.config, &now));
+        self.candidates = now;
+        matches!(self.store, LeaseStore::Etcd { .. })
     }
 
     /// The host as `actual` has it, seen as the configuration wants.
@@ -398,7 +404,10 @@ impl<E: Encapsulation> Daemon<E> {
         view.extras
             .set_peers(tables.peers().iter().map(|peer| peer.public));
         self.node.snapshot.publish(Forwarding { tables, options });
-        log_changes(&view.peers, &peers);
+        let View {
+            ration, peers: old, ..
+        } = &mut *view;
+        log_changes(ration, old, &peers);
         log_objections(&objections, &view.objections);
         (view.peers, view.objections) = (peers, objections);
     }

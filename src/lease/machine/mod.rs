@@ -518,7 +518,12 @@ impl Machine {
             own: self.own.lease().cloned(),
             unreadable: entries
                 .iter()
-                .filter_map(|entry| Some((entry.kv.key.clone(), entry.fault.clone()?)))
+                .filter_map(|entry| {
+                    Some((
+                        entry.kv.key.escape_debug().to_string(),
+                        entry.fault.clone()?,
+                    ))
+                })
                 .collect(),
             reservations: entries
                 .iter()
