@@ -167,7 +167,7 @@ fn on_etcd_nodes_take_their_subnets_and_pods_live_in_them() {
     let (code, text) = overlayd(&["lab", "sh", "--name", &name, "etcd", "etcdctl", "version"]);
     assert_eq!(code, Some(0), "{text}");
     let picture = Picture {
-        topology: Topology::seen(&lab).unwrap(),
+        topology: Topology::seen(&lab, &[]).unwrap(),
         ..Picture::default()
     };
     let picture = picture.to_string();
