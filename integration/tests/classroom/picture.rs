@@ -47,13 +47,13 @@ fn the_picture_is_of_the_lab_as_it_stands() {
     // However many there are, the box stays a box.
     class.run(
         "node2",
-        "for n in $(seq 20); do ip route add 192.0.$n.0/24 dev eth0; done",
+        "for n in $(seq 20); do ip route add 198.18.$n.0/24 dev eth0; done",
     );
     let many = draw();
     assert!(many.contains(">and ") && many.contains(" more<"), "{many}");
     class.run(
         "node2",
-        "for n in $(seq 20); do ip route del 192.0.$n.0/24 dev eth0; done",
+        "for n in $(seq 20); do ip route del 198.18.$n.0/24 dev eth0; done",
     );
     assert!(after.contains(">port node2  MTU 1400<"), "{after}");
     assert!(after.contains(">MTU 1400<") && after.contains(">10.244.1.77/24<"));
