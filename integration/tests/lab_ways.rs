@@ -313,7 +313,7 @@ fn over_a_router_vxlan_reaches_every_pod_and_the_router_is_a_hop() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("10.99.1.0/24 dev eth1"), "{text}");
     let picture = Picture {
-        topology: Topology::seen(&lab).unwrap(),
+        topology: Topology::seen(&lab, &[]).unwrap(),
         ..Picture::default()
     };
     let picture = picture.to_string();
