@@ -115,7 +115,7 @@ fn commands_that_are_not_typed_are_understood() {
 }
 
 /// What the pages type, and the package that has it.
-const TOOLS: [(&str, &str); 11] = [
+const TOOLS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("ss", "iproute2"),
@@ -124,6 +124,7 @@ const TOOLS: [(&str, &str); 11] = [
     ("curl", "curl"),
     ("nft", "nftables"),
     ("tcpdump", "tcpdump"),
+    ("traceroute", "traceroute"),
     ("tshark", "tshark"),
     ("iperf3", "iperf3"),
     ("ethtool", "ethtool"),

@@ -167,7 +167,7 @@ fn on_etcd_nodes_take_their_subnets_and_pods_live_in_them() {
     let (code, text) = overlayd(&["lab", "sh", "--name", &name, "etcd", "etcdctl", "version"]);
     assert_eq!(code, Some(0), "{text}");
     let picture = Picture {
-        topology: Topology::seen(&lab).unwrap(),
+        topology: Topology::seen(&lab, &[]).unwrap(),
         ..Picture::default()
     };
     let picture = picture.to_string();
@@ -313,7 +313,7 @@ fn over_a_router_vxlan_reaches_every_pod_and_the_router_is_a_hop() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("10.99.1.0/24 dev eth1"), "{text}");
     let picture = Picture {
-        topology: Topology::seen(&lab).unwrap(),
+        topology: Topology::seen(&lab, &[]).unwrap(),
         ..Picture::default()
     };
     let picture = picture.to_string();

@@ -156,8 +156,8 @@ fn run(args: &Args) -> Result<Exit> {
     let trace = trace::run(&world, &probe, &Cancel::default())?;
     if let Some(path) = &args.svg {
         let topology = match &lab {
-            Some(lab) => Topology::seen(lab)?,
-            None => trace::of_host(&world)?,
+            Some(lab) => Topology::seen(lab, &[trace.source.ip, trace.destination.ip])?,
+            None => trace::of_host(&world, &trace)?,
         };
         let picture = trace::picture(&trace, topology).to_string();
         if path.as_os_str() == "-" {

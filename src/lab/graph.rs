@@ -30,6 +30,8 @@ mod legend;
 mod seen;
 mod svg;
 
+pub(crate) use seen::routes;
+
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -403,7 +405,13 @@ fn both(v4: Option<(Ipv4Addr, u8)>, v6: Option<(Ipv6Addr, u8)>) -> impl Iterator
 fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
     let mtu = u32::from(spec.overlay_mtu());
     let others = all.iter().filter(|other| other.number != plan.number);
-    let mut routes = Vec::new();
+    let underlay = both(
+        plan.public_ip
+            .map(|ip| (Ipv4Addr::from_bits(ip.to_bits() & !0xff), 24)),
+        plan.public_ipv6
+            .map(|ip| (Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64), 64)),
+    );
+    let mut routes: Vec<_> = underlay.map(|net| route(net, "eth0", None)).collect();
     let device = spec.daemons && spec.backend != Backend::HostGw;
     if device {
         routes.push(route(NETWORK, "overlay0", None));
@@ -432,7 +440,7 @@ fn node(spec: &Spec, plan: &NodePlan, all: &[NodePlan]) -> Node {
         port: Some(Part::new(&plan.name, "").mtu(spec.mtu.into())),
         eth: Some(Part::new("eth0", "").mtu(spec.mtu.into()).lines(public)),
         daemon: spec.daemons.then(|| {
-            Part::new("overlayd", "leases").lines(others.map(|other| {
+            Part::new("overlayd", "leases").lines(others.flat_map(|other| {
                 lease(
                     Some(other.subnet),
                     other.ipv6_subnet,
@@ -465,20 +473,24 @@ fn route(to: impl fmt::Display, device: &str, mtu: Option<u32>) -> String {
     format!("{to} → {device}{mtu}")
 }
 
-/// A lease as it stands in the daemon's box; of the second family only if there is no first.
+/// A lease as it stands in the daemon's box, a line for each family that it has a subnet of.
 fn lease(
     subnet: Option<Ipv4Net>,
     ipv6_subnet: Option<Ipv6Net>,
     public_ip: Option<Ipv4Addr>,
     public_ipv6: Option<Ipv6Addr>,
-) -> String {
-    let subnet = subnet.map(IpNet::from).or(ipv6_subnet.map(IpNet::from));
-    let public = public_ip
-        .map(IpAddr::from)
-        .or(public_ipv6.map(IpAddr::from));
-    match (subnet, public) {
-        (Some(subnet), Some(public)) => format!("{subnet} at {public}"),
-        _ => "a lease without a subnet or an address".to_owned(),
+) -> Vec<String> {
+    let (v4, v6) = (public_ip.map(IpAddr::from), public_ipv6.map(IpAddr::from));
+    let subnets = [
+        (subnet.map(IpNet::from), v4.or(v6)),
+        (ipv6_subnet.map(IpNet::from), v6.or(v4)),
+    ];
+    let line =
+        |(subnet, at): (Option<IpNet>, Option<IpAddr>)| Some(format!("{} at {}", subnet?, at?));
+    let lines: Vec<_> = subnets.into_iter().filter_map(line).collect();
+    match lines.is_empty() {
+        true => vec!["a lease without a subnet or an address".to_owned()],
+        false => lines,
     }
 }
 

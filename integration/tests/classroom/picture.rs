@@ -18,6 +18,8 @@ fn the_picture_is_of_the_lab_as_it_stands() {
         ">10.244.0.0/16 → overlay0<",
         ">fd00:10:244::/48 → overlay0 mtu 1430<",
         ">10.244.1.0/24 at 10.99.0.1<",
+        ">fd00:10:244:1::/64 at fd99::1<",
+        ">10.99.0.0/24 → eth0<",
         ">veth-pod1<",
     ] {
         assert!(before.contains(part), "{part} is not in {before}");
@@ -34,7 +36,25 @@ fn the_picture_is_of_the_lab_as_it_stands() {
         "ip link set veth-pod1 nomaster; ip link set veth-pod1 down",
     );
     class.run("underlay", "ip link set node2 mtu 1400");
+    class.run(
+        "node2",
+        "ip route add unreachable 10.244.1.0/24; ip route add 192.0.2.0/24 via 10.99.0.1",
+    );
     let after = draw();
+    for route in [">unreachable 10.244.1.0/24<", ">192.0.2.0/24 → 10.99.0.1<"] {
+        assert!(after.contains(route), "{route} is not in {after}");
+    }
+    // However many there are, the box stays a box.
+    class.run(
+        "node2",
+        "for n in $(seq 20); do ip route add 198.18.$n.0/24 dev eth0; done",
+    );
+    let many = draw();
+    assert!(many.contains(">and ") && many.contains(" more<"), "{many}");
+    class.run(
+        "node2",
+        "for n in $(seq 20); do ip route del 198.18.$n.0/24 dev eth0; done",
+    );
     assert!(after.contains(">port node2  MTU 1400<"), "{after}");
     assert!(after.contains(">MTU 1400<") && after.contains(">10.244.1.77/24<"));
     assert!(after.contains(">off<"), "{after}");

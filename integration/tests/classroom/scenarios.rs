@@ -91,6 +91,18 @@ fn mtu_is_solved_where_the_nodes_believe_what_is_true() {
     );
     class.unsolved("TCP stalls: ");
 
+    // The device is the daemon's: what somebody else sets there is put back, and the grade says so.
+    for node in ["node1", "node2", "node3"] {
+        class.run(node, "ip link set overlay0 mtu 1350");
+    }
+    class.unsolved(
+        "put the MTU of its device back, on node1, node2, node3: the device is its own, so that the number belongs into its \
+         configuration (device.mtu)",
+    );
+    let drawn = || text(&class.lab("graph", &["--svg", "-"]).stdout).to_owned();
+    let withheld = "MTUs are withheld until the scenario is solved";
+    assert!(drawn().contains(withheld) && !drawn().contains("1400"));
+
     // One end alone mends one direction.
     let believe = |node: &str| {
         let path = class.file(&format!("{node}/overlayd.toml"));
@@ -104,6 +116,11 @@ fn mtu_is_solved_where_the_nodes_believe_what_is_true() {
     believe("node1");
     believe("node2");
     class.solved();
+    let svg = drawn();
+    assert!(
+        svg.contains(">port node3  MTU 1400<") && !svg.contains(withheld),
+        "{svg}"
+    );
 }
 
 #[test]

@@ -428,7 +428,7 @@ fn some_fragments_lost_at_a_narrow_port() {
         let (_, x) = line.unwrap().split_once("x=\"").unwrap();
         x.split('"').next().unwrap().to_owned()
     };
-    assert_eq!(x(">✗ lost: too-big<"), x(">port node2  MTU 1400<"));
+    assert_eq!(x(">✗ lost: too-big<"), x(">port node2<"));
 }
 
 struct Running(Child);

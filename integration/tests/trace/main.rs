@@ -386,8 +386,14 @@ fn every_case(lab: &Up, overhead: [u64; 2], fits: [u64; 2]) {
         );
         assert_eq!(way(&trace, "request"), THERE[..8]);
         assert!(
-            details(step(&trace, "request", "node2", "receive")).contains("✗ the inner source")
+            details(step(&trace, "request", "node2", "receive")).contains(&format!(
+                "✗ the inner source {spoofed} does not lie in that same lease"
+            ))
         );
+        // The lie is in the packet; who told it is known all the same.
+        assert_eq!(trace["source"]["ip"], spoofed);
+        let sender = if v6 { "fd00:10:244:1::2" } else { "10.244.1.2" };
+        assert_eq!(trace["sender_ip"], sender);
         let (trace, code) = lab.watched(&with(&["--spoof", sibling]));
         assert_eq!((&trace["outcome"], code), (&"elsewhere".into(), 5));
         assert_eq!(way(&trace, "reply").last().unwrap(), "node1/pod2<eth0");
@@ -396,6 +402,13 @@ fn every_case(lab: &Up, overhead: [u64; 2], fits: [u64; 2]) {
         let trace = lab.lost(&with(&["--ttl", "2"]), "node2", "ttl", "kernel");
         assert_eq!(way(&trace, "request"), THERE[..9]);
         assert_eq!(way(&trace, "error").last().unwrap(), "node1/pod1<eth0");
+        let meaning = &trace["loss"]["meaning"];
+        let needs = "its TTL ran out: it set out with 2, and the way needs 3; its kernel says so";
+        assert!(meaning.as_str().unwrap().starts_with(needs), "{meaning}");
+        let trace = lab.lost(&with(&["--ttl", "1"]), "node1", "ttl", "kernel");
+        let meaning = &trace["loss"]["meaning"];
+        let needs = "it set out with 1, and the way needs 3";
+        assert!(meaning.as_str().unwrap().contains(needs), "{meaning}");
 
         // Nobody has the address.
         let absent = if v6 {

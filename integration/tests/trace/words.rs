@@ -521,3 +521,34 @@ fn what_cannot_be_traced_is_said() {
     assert_eq!(none.status.code(), Some(1));
     assert!(err(&none).contains("there is no lab"), "{}", err(&none));
 }
+
+/// A failed check reads as what is wrong, not as what should be right.
+#[test]
+fn a_check_that_fails_says_what_is_wrong() {
+    let options = ["--scenario", "no-lease", "--nodes", "2", "--pods", "1"];
+    let lab = Up::new("wrong", &options);
+    let last = |reason: &str| {
+        let trace = lab.lost(&["node2/pod1", "node1/pod1"], "node1", reason, "overlayd");
+        let mut received = rows(&trace).filter(|row| row["step"] == "receive");
+        let checks = received.next().unwrap()["checks"].clone();
+        let last = checks.as_array().unwrap().last().unwrap().clone();
+        assert_eq!(
+            (&last["passed"], &last["reason"]),
+            (&false.into(), &reason.into())
+        );
+        last["text"].as_str().unwrap().to_owned()
+    };
+    let wrong = last("unknown-peer");
+    assert_eq!(
+        wrong,
+        "the outer source 10.99.0.2 is the public IP of no lease"
+    );
+    let config = overlayd::lab::state::dir(&lab.0).join("node1/overlayd.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let other = text.replace("type = \"vxlan\"", "type = \"vxlan\"\nvni = 7");
+    assert_ne!(text, other);
+    fs::write(&config, other).unwrap();
+    let done = overlayd(&["lab", "restart", "--name", &lab.0, "node1"]);
+    assert!(done.status.success(), "{}", err(&done));
+    assert_eq!(last("wrong-vni"), "the VNI 1 is not ours, which is 7");
+}

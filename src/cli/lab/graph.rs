@@ -11,7 +11,7 @@ use crate::lab::topology::Lab;
 pub(super) fn main(name: &str, svg: &Path) -> Result<Exit> {
     let lab = Lab::load(name, &exe()?)?;
     let picture = Picture {
-        topology: Topology::seen(&lab)?,
+        topology: Topology::seen(&lab, &[])?,
         ..Picture::default()
     };
     if svg.as_os_str() == "-" {

@@ -239,7 +239,7 @@ fn marked(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
     step.check(
         trace.outcome == Outcome::Answered,
         format!(
-            "one marked packet, seen by captures {} times on its way there (`overlayd trace {} {}` tells all of it):",
+            "one marked packet, seen by captures {} times on its way there (all of it: `overlayd lab up`, then `overlayd trace {} {}`):",
             seen.len(),
             from.place,
             to.place

@@ -11,8 +11,8 @@ pub(super) const GAP: f64 = 18.0;
 pub(super) const INSET: f64 = 12.0;
 /// From a node's right edge to its boxes: the cable that passes the daemon by runs there.
 const BYPASS: f64 = 30.0;
-/// Between the boxes of a node.
-const STEP: f64 = 26.0;
+/// Between the boxes of a node: words, and above them the ways that pass the daemon by.
+const STEP: f64 = 34.0;
 /// From a pod's box to the line that it hangs on: the name of its cable stands there.
 const BRANCH: f64 = 78.0;
 const HEADLINE: f64 = 52.0;
@@ -372,9 +372,11 @@ impl<'a> Layout<'a> {
             return Vec::new();
         }
         let left = lower.x + self.lane_x(lane);
-        let right = node.frame.right() - BYPASS / 2.0 + self.sideways(lane) / 3.0;
+        // One around the other, so that none lies on another or crosses it.
+        let apart = self.sideways(lane) * 0.3;
+        let right = node.frame.right() - BYPASS / 2.0 + apart;
         // Above the words that stand between the boxes there.
-        let (below, above) = (lower.y - STEP / 2.0, upper.bottom() + 5.0);
+        let (below, above) = (lower.y - STEP / 2.0 + apart, upper.bottom() + 9.0 - apart);
         let mut corners = vec![(left, below), (right, below), (right, above), (left, above)];
         if !upward {
             corners.reverse();

@@ -93,8 +93,10 @@ impl Canvas {
     /// What the lines and marks mean, of those that occur.
     pub(super) fn legend(&mut self, picture: &Picture) {
         let named = picture.ways.iter().zip(lanes());
-        let named: Vec<_> = named.filter(|(way, _)| !way.name.is_empty()).collect();
-        if named.is_empty() {
+        // What never left its first point has no line.
+        let drawn = |way: &Way| !way.name.is_empty() && way.points.len() > 1;
+        let named: Vec<_> = named.filter(|(way, _)| drawn(way)).collect();
+        if picture.ways.iter().all(|way| way.name.is_empty()) {
             return;
         }
         let mut at = (GAP, self.height + 12.0);

@@ -1,21 +1,24 @@
 //! A running lab as its kernels and daemons describe it, whatever somebody has done to it since it was built.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Node, Part, Topology, lease, route};
-use crate::kernel::{Address, Link, NetNs, Netlink, ROUTE_PROTOCOL, Route};
+use crate::kernel::{Address, Link, NetNs, Netlink, Route};
 use crate::lab::container;
 use crate::lab::holder::{self, Process};
-use crate::lab::topology::{self, Lab, Scenario, on_runtime};
+use crate::lab::topology::{self, Lab, Scenario, Spec, on_runtime};
 use crate::observe::{client, status::Status};
 
 /// How long a daemon may take to say what it knows. One that hangs is drawn as one that is off.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// The scope of addresses that are good on one link only (RT_SCOPE_LINK, rtnetlink(7)).
 const SCOPE_LINK: u8 = 253;
+/// How many routes a kernel's box has room for.
+const MOST_ROUTES: usize = 12;
 
 /// What a namespace has.
 struct Found {
@@ -47,35 +50,48 @@ impl Found {
         let lines = own.map(|address| format!("{}/{}", address.ip, address.prefix_len));
         Some(Part::new(name, kind).mtu(link.mtu).lines(lines).on(link.up))
     }
+}
 
-    /// The routes into the bridge and into the overlay, and the daemon's to other nodes, those for IPv4 first. What IPv6 adds for each link and each
-    /// address by itself is left out.
-    fn routes(&self) -> Vec<String> {
-        let shown = self.routes.iter().filter_map(|to| {
-            let link = self.links.iter().find(|link| Some(link.index) == to.oif)?;
-            let by_itself = match to.dst {
-                IpNet::V4(_) => false,
-                IpNet::V6(dst) => dst.prefix_len() == 128 || dst.addr().is_unicast_link_local(),
-            };
-            let to_node = to.via.filter(|_| to.protocol == ROUTE_PROTOCOL);
-            if let Some(via) = to_node {
-                return Some((to.dst, route(to.dst, &via.to_string(), to.mtu)));
-            }
-            let kept = to.unicast && !by_itself && !matches!(link.name.as_str(), "eth0" | "lo");
-            kept.then(|| (to.dst, route(to.dst, &link.name, to.mtu)))
-        });
-        let mut shown: Vec<_> = shown.collect();
-        shown.sort();
-        shown.into_iter().map(|(_, line)| line).collect()
-    }
+/// The routes of the main table as they stand in a kernel's box, those for IPv4 first. What IPv6 adds for each link and each
+/// address by itself is left out. Where there are too many, those that lead to one of the addresses `about` stay.
+pub(crate) fn routes(all: &[Route], links: &[Link], about: &[IpAddr]) -> Vec<String> {
+    let by_itself = |dst: &IpNet| match dst {
+        IpNet::V4(_) => false,
+        IpNet::V6(dst) => {
+            dst.prefix_len() == 128
+                || dst.addr().is_unicast_link_local()
+                || dst.addr().is_multicast()
+        }
+    };
+    let mut kept: Vec<_> = all
+        .iter()
+        .filter(|route| (route.unicast || route.refuses.is_some()) && !by_itself(&route.dst))
+        .collect();
+    kept.sort_by_key(|route| !about.iter().any(|ip| route.dst.contains(ip)));
+    let more = kept.len().saturating_sub(MOST_ROUTES);
+    kept.truncate(MOST_ROUTES);
+    kept.sort_by_key(|route| (route.dst, route.metric));
+    let line = |to: &&Route| {
+        let link = links.iter().find(|link| Some(link.index) == to.oif);
+        match (to.refuses, to.via, link) {
+            (Some(word), ..) => format!("{word} {}", to.dst),
+            (None, Some(via), _) => route(to.dst, &via.to_string(), to.mtu),
+            (None, None, Some(link)) => route(to.dst, &link.name, to.mtu),
+            (None, None, None) => to.dst.to_string(),
+        }
+    };
+    let mut lines: Vec<_> = kept.iter().map(line).collect();
+    lines.extend((more > 0).then(|| format!("and {more} more")));
+    lines
 }
 
 impl Topology {
-    /// What a running lab looks like now.
+    /// What a running lab looks like now. Of very many routes those to the addresses `about` are drawn, whatever others are
+    /// left out.
     ///
     /// # Errors
     /// When one of its kernels refuses to answer.
-    pub fn seen(lab: &Lab) -> Result<Self> {
+    pub fn seen(lab: &Lab, about: &[IpAddr]) -> Result<Self> {
         let mut drawn = Self::planned(lab.spec());
         let underlay = lab.place("underlay")?;
         let running = holder::processes(&lab.spec().name)?;
@@ -102,7 +118,7 @@ impl Topology {
                     continue;
                 }
                 let there = lab.node(node.number)?;
-                see(node, there, &running).await?;
+                see(node, there, &running, about).await?;
                 let instead = if spec.runs_daemons() {
                     "off"
                 } else {
@@ -110,7 +126,7 @@ impl Topology {
                 };
                 node.daemon = daemon(lab, there)?.or_else(|| off(node.daemon.take(), instead));
             }
-            if lab.spec().scenario == Some(Scenario::Mtu) {
+            if spec.scenario == Some(Scenario::Mtu) && !is_narrow_enough(&drawn, spec) {
                 keep_to_themselves(&mut drawn);
             }
             Ok(drawn)
@@ -118,10 +134,24 @@ impl Topology {
     }
 }
 
+/// Every port of the underlay takes what any node makes of the largest packet that its overlay takes: the black hole is gone,
+/// and with it the secret.
+fn is_narrow_enough(drawn: &Topology, spec: &Spec) -> bool {
+    let mtu = |part: &Option<Part>| part.as_ref().and_then(|part| part.mtu);
+    let ports = drawn.nodes.iter().filter_map(|node| mtu(&node.port));
+    let Some(carried) = ports.min() else {
+        return false;
+    };
+    let overhead = u32::from(spec.mtu.saturating_sub(spec.overlay_mtu()));
+    let mut nodes = drawn.nodes.iter().filter(|node| !node.stranger);
+    nodes.all(|node| mtu(&node.tun).is_some_and(|mtu| mtu + overhead <= carried))
+}
+
 /// Whoever runs the underlay tells nobody what it carries: that is to be found out in this scenario. What the nodes
 /// themselves can see is drawn.
 fn keep_to_themselves(drawn: &mut Topology) {
     drawn.underlay.mtu = None;
+    drawn.underlay.kind += "; MTUs are withheld until the scenario is solved";
     for node in &mut drawn.nodes {
         if let Some(port) = &mut node.port {
             port.mtu = None;
@@ -140,7 +170,12 @@ fn off(part: Option<Part>, instead: &str) -> Option<Part> {
     })
 }
 
-async fn see(node: &mut Node, there: &topology::Node, running: &[Process]) -> Result<()> {
+async fn see(
+    node: &mut Node,
+    there: &topology::Node,
+    running: &[Process],
+    about: &[IpAddr],
+) -> Result<()> {
     let found = Found::in_namespace(there.netns()).await?;
     node.eth = found.part("eth0", "");
     node.bridge = found.part("cni0", "bridge");
@@ -149,7 +184,8 @@ async fn see(node: &mut Node, there: &topology::Node, running: &[Process]) -> Re
         .iter()
         .find(|link| link.kind.as_deref() == Some("tun"));
     node.tun = tun.and_then(|tun| found.part(&tun.name, "TUN"));
-    node.kernel = Some(Part::new("kernel", "routes").lines(found.routes()));
+    node.kernel =
+        Some(Part::new("kernel", "routes").lines(routes(&found.routes, &found.links, about)));
     let bridge = found.link("cni0").map(|link| link.index);
     for pod in &mut node.pods {
         let Some(there) = there.pods().iter().find(|there| there.number == pod.number) else {
@@ -179,7 +215,7 @@ fn daemon(lab: &Lab, node: &topology::Node) -> Result<Option<Part>> {
         return Ok(None);
     };
     let status: Status = serde_json::from_value(answer)?;
-    let leases = status.peers.iter().map(|peer| {
+    let leases = status.peers.iter().flat_map(|peer| {
         lease(
             peer.subnet,
             peer.ipv6_subnet,

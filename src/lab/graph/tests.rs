@@ -367,10 +367,40 @@ fn what_passes_the_daemon_by_is_drawn_around_it() {
     picture.topology = topology;
     svg += &picture.to_string();
     let ways = svg.lines().filter(|line| line.contains("stroke-opacity"));
+    let mut levels: Vec<Vec<String>> = Vec::new();
     for way in ways {
         let (_, points) = way.split_once("points=\"").unwrap();
         let points: Vec<_> = points.split('"').next().unwrap().split(' ').collect();
         // Both ends, four corners around the daemon, and two on the underlay.
         assert_eq!(points.len(), 8, "{way}");
+        let spots: Vec<_> = points
+            .iter()
+            .map(|spot| spot.split_once(',').unwrap())
+            .collect();
+        let level = spots.windows(2).filter(|pair| pair[0].1 == pair[1].1);
+        levels.push(level.map(|pair| pair[0].1.to_owned()).collect());
     }
+    // Not one on the other: of each picture's two ways no two pieces run at one height.
+    for pair in levels.chunks(2) {
+        let same = pair[0].iter().find(|y| pair[1].contains(y));
+        assert!(pair[0].len() == 3 && same.is_none(), "{levels:?}");
+    }
+}
+
+/// A packet that its own sender refuses goes no way: the legend explains the mark, and no arrow.
+#[test]
+fn the_legend_has_no_arrow_that_is_not_drawn() {
+    let mut refused = way((1, 1), (1, 2), 1);
+    refused.points.truncate(1);
+    refused.marks.truncate(1);
+    refused.marks[0].look = Look::Lost;
+    "the echo request".clone_into(&mut refused.name);
+    let svg = Picture {
+        topology: Topology::planned(&spec(1, 2)),
+        ways: vec![refused],
+        ..Picture::default()
+    }
+    .to_string();
+    assert!(svg.contains(">lost there<"), "{svg}");
+    assert!(!svg.contains(">the echo request<") && !svg.contains("<polygon"));
 }

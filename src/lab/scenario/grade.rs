@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::spoof::{self, Forged};
 use crate::lab::topology::{Lab, Node, Pod, Scenario};
 use crate::lab::traffic::{Cancel, Fragmenting, PingOpts, TcpOpts, TcpServer, ping, tcp_transfer};
-use crate::observe::client;
+use crate::observe::{client, status::Status};
 
 /// Version of the [`Grade`] as JSON. Fields may be added within a version, none renamed or removed.
 pub const VERSION: u32 = 1;
@@ -74,6 +74,7 @@ pub fn grade(lab: &Lab, cancel: &Cancel, tell: &mut dyn FnMut(&Check)) -> Result
         Scenario::Mtu => {
             grader.transfers()?;
             grader.large_packets()?;
+            grader.put_back();
         }
         Scenario::NoLease => {}
         Scenario::Spoof => grader.forgeries()?,
@@ -287,6 +288,32 @@ impl<'a> Grader<'a> {
             &bad,
         );
         Ok(())
+    }
+
+    /// Where it is not mended, and somebody set an MTU that overlayd has put back: says so, since nothing else does.
+    fn put_back(&mut self) {
+        if self.checks.iter().all(|check| check.passed) {
+            return;
+        }
+        let nodes = self.lab.nodes().iter().filter(|node| {
+            let status = client::status(&self.lab.socket(node.number)).ok();
+            let status = status.and_then(|status| serde_json::from_value::<Status>(status).ok());
+            status.is_some_and(|status| {
+                let ours = format!("set the MTU of {} to ", status.device.name);
+                let mut repairs = status.repairs.recent.iter();
+                repairs.any(|repair| repair.what.starts_with(&ours))
+            })
+        });
+        let nodes: Vec<_> = nodes.map(|node| node.name.clone()).collect();
+        if !nodes.is_empty() {
+            self.check(
+                false,
+                format!(
+                    "overlayd has put the MTU of its device back, on {}: the device is its own, so that the number belongs into its configuration (device.mtu), or on eth0, which it follows",
+                    nodes.join(", ")
+                ),
+            );
+        }
     }
 
     /// In every pod's name to pods of every other node.

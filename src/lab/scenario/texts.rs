@@ -42,13 +42,14 @@ pub(super) const MTU: Story = Story {
          Why does nobody here? What kind of device is in the middle: a router or a switch?",
         "Either the way becomes as wide as the nodes believe, or the nodes believe what is true: somebody who can \
          speak ICMP has to know the right number. On which devices of which nodes would it have to stand, so that no \
-         packet ever comes to the narrow place?",
+         packet ever comes to the narrow place? overlay0 is overlayd's own, which puts its MTU back when somebody else \
+         sets it: it takes the number from its configuration (`overlayd config example`, device.mtu), or from eth0.",
     ],
 };
 
 pub(super) const NO_LEASE: Story = Story {
     title: "one node's pods cannot be reached",
-    told: "The pods of node2 have vanished from the network. node2 itself answers pings, overlayd runs there, and \
+    told: "The pods of node2 have vanished from the network. node2 itself answers pings from node1, overlayd runs there, and \
            nobody touched anything, they say, except that somebody tidied up the files in the lab's directory.",
     predict: &[
         "node1/pod1 pings node2/pod1. Who will say what about it: which ICMP error, from which address?",

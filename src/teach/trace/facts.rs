@@ -95,6 +95,6 @@ pub struct Check {
     pub passed: bool,
     /// The drop reason of what does not pass.
     pub reason: &'static str,
-    /// What it asks for, and what it found.
+    /// What it found: what is right, or what is wrong.
     pub text: String,
 }

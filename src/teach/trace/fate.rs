@@ -90,6 +90,9 @@ impl Case<'_> {
     }
 }
 
+/// Against a TTL that ran out.
+pub(super) const RAISE_TTL: &str = "raise the TTL; if it was 64, look for a routing loop";
+
 /// Counters of the kernel that tell of a loss (net/ipv4/proc.c, net/ipv6/proc.c): name, reason, meaning, advice.
 const KERNEL: &[(&str, &str, &str, &str)] = &[
     (
@@ -243,10 +246,7 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
             "too-big",
             "send smaller packets, or let them be fragmented; a sender that hears the ICMP error does so by itself (path MTU discovery, RFC 1191, RFC 8201)",
         ),
-        () if time => (
-            "ttl",
-            "raise the TTL; if it was 64, look for a routing loop",
-        ),
+        () if time => ("ttl", RAISE_TTL),
         () if name.contains("Prohibited") => {
             ("filtered", "`nft list ruleset`, there: a rule rejects it")
         }
@@ -272,11 +272,12 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         .filter(|mtu| *mtu > 0)
         .map(|mtu| format!(", MTU {mtu}"))
         .unwrap_or_default();
-    // A route may forbid with the errors of rules and of neighbours: the table knows better.
-    let cause =
-        case.passed.cause.as_ref().filter(|(place, cause)| {
-            unreachable && *place == case.place && cause.reason == "no-route"
-        });
+    // A route may forbid with the errors of rules and of neighbours: the table knows better. And the walk knows how far it
+    // would still have been.
+    let cause = case.passed.cause.as_ref().filter(|(place, cause)| {
+        let fits = (unreachable && cause.reason == "no-route") || (time && cause.reason == "ttl");
+        fits && *place == case.place
+    });
     if let Some((_, cause)) = cause {
         return Some(Loss {
             leg: case.leg,
@@ -299,7 +300,11 @@ fn by_error(case: &Case<'_>) -> Option<Loss> {
         reason: reason.into(),
         by: "kernel",
         evidence: Evidence::Observed,
-        meaning: format!("its kernel says so with an ICMP error, {name}{mtu}"),
+        meaning: if time {
+            format!("its TTL ran out; its kernel says so with an ICMP error, {name}")
+        } else {
+            format!("its kernel says so with an ICMP error, {name}{mtu}")
+        },
         advice,
     })
 }

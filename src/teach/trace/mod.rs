@@ -297,6 +297,8 @@ pub struct Trace {
     pub lab: Option<String>,
     /// Where the packet started. The address is the packet's, even if it is spoofed.
     pub source: EndName,
+    /// The sender's own address, of the packet's family: not the one in the packet, if that is spoofed. `None`: it has none.
+    pub sender_ip: Option<IpAddr>,
     /// Where it was to go.
     pub destination: EndName,
     /// The source address is not the sender's.

@@ -6,7 +6,7 @@ use super::tables::{Looker, PATIENCE};
 use super::text;
 use super::world::{Role, World};
 use super::{Direction, Evidence, Leg, Row, Source, Step, Trace};
-use crate::lab::graph::{Look, Mark, Node, Part, Picture, Pod, Point, Topology, Way};
+use crate::lab::graph::{self, Look, Mark, Node, Part, Picture, Pod, Point, Topology, Way};
 use crate::observe::client;
 
 /// Draws the trace on the topology that it went through.
@@ -53,12 +53,16 @@ pub fn picture(trace: &Trace, topology: Topology) -> Picture {
     }
 }
 
-/// Rows with a number in the drawing: where it was seen, what daemons did, and what a bridge did without being seen at it.
+/// Rows with a number in the drawing: where it was seen, what daemons did, which of their and the nodes' kernels' tables
+/// decided, and what a bridge did without being seen at it.
 fn is_marked(row: &Row, all: &[Row]) -> bool {
     match row.step {
         Step::Device | Step::Lost | Step::Encapsulation => true,
         // What begins or ends within a node was not seen at that end.
         Step::Delivery => !shares_point(row, all, Step::Device),
+        // A table that decided, where the drawing has a box for it.
+        Step::Route => row.routing.is_some() && matches!(row.point, Some(Point::Kernel { .. })),
+        Step::Lease => row.lease.is_some(),
         Step::Send => row.leg == Leg::Reply && !shares_point(row, all, Step::Device),
         Step::Receive => !shares_point(row, all, Step::Lost),
         Step::Bridge => row.point.is_some() && !shares_point(row, all, Step::Device),
@@ -135,11 +139,12 @@ fn note(row: &Row) -> String {
     }
 }
 
-/// This host as a topology: its daemon with device and underlay interface, a bridge, and what hangs on it.
+/// This host as a topology: its daemon with device and underlay interface, a bridge, and what hangs on it; with the routes
+/// that the trace is about.
 ///
 /// # Errors
 /// When its kernel refuses to answer.
-pub fn of_host(world: &World) -> Result<Topology> {
+pub fn of_host(world: &World, trace: &Trace) -> Result<Topology> {
     let mut looker = Looker::new(world)?;
     let status = world.places[0]
         .socket
@@ -170,6 +175,8 @@ pub fn of_host(world: &World) -> Result<Topology> {
         .links
         .iter()
         .find(|link| link.kind.as_deref() == Some("bridge"));
+    let about = [trace.source.ip, trace.destination.ip];
+    let routes = graph::routes(&kernel.routes, &kernel.links, &about);
     let pods = world
         .places
         .iter()
@@ -194,7 +201,7 @@ pub fn of_host(world: &World) -> Result<Topology> {
             eth: underlay.and_then(|name| part(&name, "")),
             daemon: status.is_some().then(|| Part::new("overlayd", "leases")),
             tun: device.and_then(|name| part(&name, "TUN")),
-            kernel: Some(Part::new("kernel", "routes")),
+            kernel: Some(Part::new("kernel", "routes").lines(routes)),
             bridge: bridge.and_then(|link| part(&link.name, "bridge")),
             pods: pods.collect(),
             ..Node::default()
@@ -246,6 +253,7 @@ mod tests {
             version: 1,
             lab: None,
             source: end(),
+            sender_ip: Some([10, 244, 1, 2].into()),
             destination: end(),
             spoofed: false,
             size: 84,

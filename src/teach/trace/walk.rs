@@ -166,12 +166,23 @@ pub(super) fn walk(
     walk.sends(start, probe, sent);
     let outcome = walk.legs(start, sent)?;
     walk.errors()?;
+    let own = match world.source.ip {
+        Some(ip) => Some(ip),
+        None => walk
+            .looker
+            .route(start, sent.dst)?
+            .and_then(|route| route.src),
+    };
     Ok(Trace {
         version: VERSION,
         lab: world.lab.clone(),
         source: EndName {
             name: Some(world.name(start).to_owned()),
             ip: sent.src,
+        },
+        sender_ip: match probe.spoof {
+            Some(_) if sent.untaken.is_none() => own,
+            _ => Some(sent.src),
         },
         destination: EndName {
             name: world

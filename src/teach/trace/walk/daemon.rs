@@ -251,36 +251,49 @@ impl Walk<'_> {
             .iter()
             .find(|peer| publics(peer).contains(&from));
         let mut made: Vec<Check> = Vec::new();
-        let mut check = |passed: bool, reason: DropReason, text: String| {
+        // Each outcome has words of its own: what is wrong shall not read as if it were right.
+        let mut check = |reason: DropReason, passed: bool, right: String, wrong: String| {
             if made.iter().all(|check| check.passed) {
                 let reason = reason.name();
                 made.push(Check {
                     passed,
                     reason,
-                    text,
+                    text: if passed { right } else { wrong },
                 });
             }
         };
         if let Some(vni) = outer.vni {
+            let own = status.backend.vni;
             check(
-                status.backend.vni.map(u64::from) == Some(vni),
                 DropReason::WrongVni,
+                own.map(u64::from) == Some(vni),
                 format!("the VNI {vni} is ours"),
+                match own {
+                    Some(own) => format!("the VNI {vni} is not ours, which is {own}"),
+                    None => format!("the VNI {vni} is not ours: we have none"),
+                },
             );
         }
         let holder = sender.map_or("nobody".to_owned(), prefixes);
         check(
-            sender.is_some(),
             DropReason::UnknownPeer,
+            sender.is_some(),
             format!("the outer source {from} is the public IP of a lease: of {holder}"),
+            format!("the outer source {from} is the public IP of no lease"),
         );
         if let Some(ether) = outer.ether {
             let mac = ether.dst.to_string();
-            let own = status.lease.vtep_mac.as_deref() == Some(&*mac);
+            let own = status.lease.vtep_mac.as_deref();
             check(
-                own,
                 DropReason::WrongMac,
+                own == Some(&*mac),
                 format!("the inner Ethernet destination {mac} is our VTEP MAC"),
+                match own {
+                    Some(own) => format!(
+                        "the inner Ethernet destination {mac} is not our VTEP MAC, which is {own}"
+                    ),
+                    None => format!("the inner Ethernet destination {mac} is not our VTEP MAC"),
+                },
             );
         }
         let who = self.looker.who(place, sight.ip.src).map(|who| who.holder);
@@ -290,24 +303,21 @@ impl Walk<'_> {
             }
             _ => false,
         };
-        let text = if lies_in {
-            format!(
-                "the inner source {} lies in that same lease: nobody speaks for another node",
-                sight.ip.src
-            )
-        } else {
-            format!(
-                "the inner source {} must lie in that same lease, {holder}: it does not",
-                sight.ip.src
-            )
-        };
-        check(lies_in, DropReason::InnerSource, text);
-        let ours =
-            self.looker.who(place, sight.ip.dst).map(|who| who.holder) == Some(Holder::Local);
+        let (src, dst) = (sight.ip.src, sight.ip.dst);
         check(
-            ours,
+            DropReason::InnerSource,
+            lies_in,
+            format!(
+                "the inner source {src} lies in that same lease: nobody speaks for another node"
+            ),
+            format!("the inner source {src} does not lie in that same lease, {holder}"),
+        );
+        let ours = self.looker.who(place, dst).map(|who| who.holder) == Some(Holder::Local);
+        check(
             DropReason::InnerDestination,
-            format!("the inner destination {} is ours to deliver", sight.ip.dst),
+            ours,
+            format!("the inner destination {dst} is ours to deliver"),
+            format!("the inner destination {dst} is not ours to deliver"),
         );
         made
     }

@@ -47,6 +47,8 @@ impl Walk<'_> {
         if ttl <= 1 && self.earliest().is_none() {
             let text = "is to forward it, but a TTL of 1 has nothing left for the next router";
             self.derive(place, None, Step::Route, Source::Kernel, text, Vec::new());
+            let cause = self.spent(place)?;
+            self.blame(place, Some(cause));
             return Ok(self.lose(place));
         }
         let what = "forwards it, with a TTL of 1 less, and looks up the route";

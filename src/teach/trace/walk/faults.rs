@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
-use super::super::fate::Cause;
+use super::super::fate::{Cause, RAISE_TTL};
 use super::super::tables::candidates;
 use super::super::world::Role;
-use super::Walk;
+use super::{MAX_STATIONS, Walk};
+use crate::observe::status::Holder;
 
 /// A device takes packets that are longer than its MTU by this, a VLAN tag's length (`__is_skb_forwardable`,
 /// include/linux/netdevice.h).
@@ -284,6 +285,76 @@ impl Walk<'_> {
             device: None,
             at: None,
         })
+    }
+
+    /// Its TTL ran out at a place that was to forward it.
+    pub(super) fn spent(&mut self, place: usize) -> Result<Cause> {
+        let inside = self.outer.is_some();
+        let mut own = self.caught.iter().filter(|caught| {
+            self.is_leg(caught) && caught.sight.outer.is_some() == inside && caught.out
+        });
+        let began = own.next().map(|caught| {
+            let sight = &caught.sight;
+            sight
+                .outer
+                .as_ref()
+                .map_or(sight.ip.ttl, |outer| outer.ip.ttl)
+        });
+        let left = usize::from(self.last_seen().0);
+        let ahead = self.routers_ahead(place)?;
+        let meaning = match (began, ahead) {
+            (Some(began), Some(ahead)) => format!(
+                "its TTL ran out: it set out with {began}, and the way needs {}",
+                usize::from(began) + (ahead + 1).saturating_sub(left)
+            ),
+            (Some(began), None) => format!("its TTL ran out: it set out with {began}"),
+            (None, _) => "its TTL ran out".to_owned(),
+        };
+        Ok(Cause {
+            reason: "ttl",
+            meaning,
+            advice: RAISE_TTL.to_owned(),
+            device: None,
+            at: None,
+        })
+    }
+
+    /// How many would have to forward it, this place among them, by the tables. `None`: they lead round in a loop, or
+    /// where we cannot look.
+    fn routers_ahead(&mut self, place: usize) -> Result<Option<usize>> {
+        let dst = self.current().1;
+        let mut at = place;
+        for routers in 0..MAX_STATIONS {
+            if self.looker.look(at)?.owner(dst).is_some() {
+                return Ok(Some(routers));
+            }
+            let Some(route) = self.looker.route(at, dst)? else {
+                return Ok(None);
+            };
+            let next = if route.oif.is_some_and(|oif| self.is_tun(at, oif)) {
+                match self.looker.who(at, dst).map(|who| who.holder) {
+                    Some(Holder::Peer { to, .. }) => to.ip(),
+                    _ => return Ok(None),
+                }
+            } else {
+                route.via.unwrap_or(dst)
+            };
+            match self.place_of(next)? {
+                Some(place) => at = place,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Who has this address.
+    fn place_of(&mut self, ip: IpAddr) -> Result<Option<usize>> {
+        for place in 0..self.world.places.len() {
+            if self.looker.look(place)?.owner(ip).is_some() {
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
     }
 
     /// A frame for another Ethernet address came to a device that is no port of a bridge.
