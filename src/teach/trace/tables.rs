@@ -39,7 +39,6 @@ pub(super) struct Kernel {
     pub(super) routes: Vec<Route>,
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) bridge: Vec<BridgeEntry>,
-    pub(super) chains: Vec<Chain>,
     /// Policy rules that not every host has, of IPv4 and IPv6.
     rules: (Vec<PolicyRule>, Vec<PolicyRule>),
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
@@ -56,21 +55,27 @@ pub(super) const DEAF: (&str, &str) = (
     "net.ipv6.icmp.echo_ignore_all",
 );
 
+/// What has chains of IP look at bridged frames, IPv4 and IPv6 (ip-sysctl in the kernel's documentation).
+pub(super) const BRIDGE_CALLS: (&str, &str) = (
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
+);
+
 impl Kernel {
     async fn read(namespace: &NetNs) -> Result<Self> {
         let netlink = Netlink::open_in(namespace)?;
-        let (chains, forwards, bridge_calls, deaf) = namespace.run(|| {
+        let (forwards, bridge_calls, deaf) = namespace.run(|| {
             let on = |key| crate::kernel::sysctl::read(key).is_ok_and(|value| value != "0");
             let forwards = (
                 on("net.ipv4.ip_forward"),
                 on("net.ipv6.conf.all.forwarding"),
             );
             let calls = (
-                on("net.bridge.bridge-nf-call-iptables"),
-                on("net.bridge.bridge-nf-call-ip6tables"),
+                on(BRIDGE_CALLS.0),
+                on(BRIDGE_CALLS.1),
             );
             let deaf = (on(DEAF.0), on(DEAF.1));
-            (hooks::chains(), forwards, calls, deaf)
+            (forwards, calls, deaf)
         })?;
         Ok(Self {
             links: netlink.links().await?,
@@ -78,7 +83,6 @@ impl Kernel {
             routes: netlink.routes().await?,
             neighbours: netlink.neighbours().await?,
             bridge: netlink.bridge_entries().await?,
-            chains: chains?,
             // A kernel may be built without them.
             rules: (
                 netlink.policy_rules(Family::V4).await.unwrap_or_default(),

@@ -46,7 +46,7 @@ impl Walk<'_> {
         let Some((mut oif, mut next)) = self.routed(place, "looks up the route")? else {
             return Ok(self.lose(place));
         };
-        self.hooks(place, &[Hook::Output, Hook::Postrouting])?;
+        self.hooks(place, &[Hook::Output, Hook::Postrouting], Some(oif))?;
         if self.rewrite(place, Rewrite::Destination, Hook::Output) {
             let again = self.routed(place, "looks up the route again")?;
             (oif, next) = again.unwrap_or((oif, next));
