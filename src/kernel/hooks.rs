@@ -29,8 +29,8 @@ use super::nftables::{
     string,
 };
 
-use matching::{Matches, Reader};
 pub use matching::{Fit, View};
+use matching::{Matches, Reader};
 
 const HOOK_PRIORITY: u16 = 2;
 const RULE_CHAIN: u16 = 2;
@@ -84,6 +84,8 @@ impl Hook {
     fn from_number(family: Table, number: u32) -> Option<Self> {
         let all: &[Self] = match family {
             Table::Netdev => &[Self::Ingress, Self::Egress],
+            // `NF_ARP_IN` and the next (include/uapi/linux/netfilter_arp.h).
+            Table::Arp => &[Self::Input, Self::Output, Self::Forward],
             _ => &[
                 Self::Prerouting,
                 Self::Input,
@@ -107,6 +109,8 @@ pub enum Table {
     Ip,
     /// `ip6`: IPv6.
     Ip6,
+    /// `arp`: questions and answers of ARP.
+    Arp,
     /// `bridge`: frames that a bridge forwards.
     Bridge,
     /// `netdev`: frames at a device.
@@ -119,6 +123,7 @@ impl Table {
         match number {
             1 => Some(Self::Inet),
             2 => Some(Self::Ip),
+            3 => Some(Self::Arp),
             10 => Some(Self::Ip6),
             7 => Some(Self::Bridge),
             5 => Some(Self::Netdev),
@@ -132,6 +137,7 @@ impl Table {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Arp => "arp",
             Self::Bridge => "bridge",
             Self::Netdev => "netdev",
         }

@@ -19,7 +19,8 @@ fn steps(trace: &Value, leg: &str, place: &str) -> Vec<String> {
 fn counted(trace: &Value) -> Vec<(String, String)> {
     let all = rows(trace).filter(|row| row["step"] == "netfilter");
     let said = all.map(|row| (row["evidence"].as_str().unwrap().to_owned(), details(row)));
-    said.filter(|(_, lines)| lines.contains("matched")).collect()
+    said.filter(|(_, lines)| lines.contains("matched"))
+        .collect()
 }
 
 /// Where bridges call IP's chains, frames pass PREROUTING before the bridge's own device.
@@ -84,10 +85,16 @@ fn a_counter_counts_a_packet_once() {
     let said = counted(&lab.answered(&ACROSS));
     let observed: Vec<_> = said.iter().filter(|(how, _)| how == "observed").collect();
     assert_eq!(observed.len(), 1, "{said:#?}");
-    assert!(observed[0].1.contains("matched 1 packet meanwhile, and rewrites it"));
+    assert!(
+        observed[0]
+            .1
+            .contains("matched 1 packet meanwhile, and rewrites it")
+    );
     let others = said.iter().filter(|(how, _)| how == "derived");
     assert!(
-        others.clone().all(|(_, lines)| lines.contains("meanwhile: not this one")),
+        others
+            .clone()
+            .all(|(_, lines)| lines.contains("meanwhile: not this one")),
         "{said:#?}"
     );
     assert_eq!(others.count(), 2, "{said:#?}");
@@ -104,13 +111,21 @@ fn a_rule_for_others_is_not_accused() {
     ]);
     rule("oifname overlay0 ip daddr 10.244.3.2 counter drop");
     rule("ip daddr 10.244.2.2 drop");
-    let busy = || lab.does(&["node1/pod2: (timeout 3 ping -i 0.01 10.244.3.2 >/dev/null 2>&1 &) ; sleep 0.3"]);
+    let busy = || {
+        lab.does(&["node1/pod2: (timeout 3 ping -i 0.01 10.244.3.2 >/dev/null 2>&1 &) ; sleep 0.3"])
+    };
     busy();
     let trace = lab.told(&ACROSS);
     let loss = &trace["loss"];
     let said = loss["meaning"].as_str().unwrap();
-    assert_eq!((&loss["reason"], &loss["evidence"]), (&"filtered".into(), &"derived".into()));
-    assert!(said.contains("the rule with handle 3") && !said.contains("handle 2"), "{said}");
+    assert_eq!(
+        (&loss["reason"], &loss["evidence"]),
+        (&"filtered".into(), &"derived".into())
+    );
+    assert!(
+        said.contains("the rule with handle 3") && !said.contains("handle 2"),
+        "{said}"
+    );
     // Two that may have done it.
     lab.does(&["node1: nft flush chain ip t f"]);
     rule("ip daddr { 10.244.2.2, 10.244.3.2 } counter drop");
@@ -132,10 +147,22 @@ fn a_rule_for_others_is_not_accused() {
     let trace = lab.told(&ACROSS);
     let loss = &trace["loss"];
     let said = loss["meaning"].as_str().unwrap();
-    assert_eq!((&loss["reason"], &loss["evidence"]), (&"filtered".into(), &"derived".into()));
-    assert!(said.contains("in chain bad of table ip t (a verdict map may lead there)"), "{said}");
-    let last = rows(&trace).filter(|row| row["step"] == "netfilter").last().unwrap();
-    assert!(details(last).contains("a verdict map among them is not read"), "{last:#}");
+    assert_eq!(
+        (&loss["reason"], &loss["evidence"]),
+        (&"filtered".into(), &"derived".into())
+    );
+    assert!(
+        said.contains("in chain bad of table ip t (a verdict map may lead there)"),
+        "{said}"
+    );
+    let last = rows(&trace)
+        .filter(|row| row["step"] == "netfilter")
+        .last()
+        .unwrap();
+    assert!(
+        details(last).contains("a verdict map among them is not read"),
+        "{last:#}"
+    );
 }
 
 /// What was dropped at a hook came to nothing behind it.
@@ -165,9 +192,15 @@ fn nothing_happens_behind_the_place_of_death() {
                 &format!("{place}: nft add rule {family} t c {rule} {counter}"),
             ]);
             let trace = lab.lost(&ACROSS, place, "filtered", "kernel");
-            let steps: Vec<_> = rows(&trace).map(|row| row["step"].as_str().unwrap()).collect();
+            let steps: Vec<_> = rows(&trace)
+                .map(|row| row["step"].as_str().unwrap())
+                .collect();
             let end = &steps[steps.len() - 3..];
-            assert_eq!(end, [before, "netfilter", "lost"], "{family} {counter}: {steps:?}");
+            assert_eq!(
+                end,
+                [before, "netfilter", "lost"],
+                "{family} {counter}: {steps:?}"
+            );
             lab.does(&[&format!("{place}: nft delete table {family} t")]);
         }
     }
@@ -178,7 +211,9 @@ fn nothing_happens_behind_the_place_of_death() {
 fn the_socket_that_was_asked_is_named() {
     let lab = Up::new("sock", &["--nodes", "2"]);
     let binary = env!("CARGO_BIN_EXE_overlayd-under-test");
-    let at = ["lab", "sh", "--name", &lab.0, "node1", binary, "trace", "--host"];
+    let at = [
+        "lab", "sh", "--name", &lab.0, "node1", binary, "trace", "--host",
+    ];
     let ask = ["--socket", "/nonexistent/s", "10.244.1.2", "10.244.2.2"];
     let done = overlayd(&[&at[..], &ask].concat());
     let said = format!("{}{}", out(&done), super::err(&done));

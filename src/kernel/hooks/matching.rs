@@ -95,7 +95,11 @@ impl View {
     }
 
     fn know(&mut self, header: u32, offset: u32, bytes: &[u8]) {
-        self.bytes.extend((offset..).zip(bytes).map(|(at, byte)| ((header, at), *byte)));
+        self.bytes.extend(
+            (offset..)
+                .zip(bytes)
+                .map(|(at, byte)| ((header, at), *byte)),
+        );
     }
 
     fn load(&self, field: &Field) -> Option<Vec<u8>> {
@@ -155,7 +159,10 @@ impl Test {
             return Fit::Maybe;
         };
         if let Some(mask) = mask {
-            bytes.iter_mut().zip(mask).for_each(|(byte, mask)| *byte &= mask);
+            bytes
+                .iter_mut()
+                .zip(mask)
+                .for_each(|(byte, mask)| *byte &= mask);
         }
         bytes.truncate(value.len());
         // `enum nft_cmp_ops`
@@ -244,7 +251,10 @@ impl Reader {
                 self.found.maps |= other == "lookup" && number(LOOKUP_TO) == Some(0);
                 self.registers.clear();
                 // These only load, and what they load is compared later.
-                if !matches!(other, "ct" | "fib" | "rt" | "socket" | "hash" | "numgen" | "exthdr") {
+                if !matches!(
+                    other,
+                    "ct" | "fib" | "rt" | "socket" | "hash" | "numgen" | "exthdr"
+                ) {
                     self.found.tests.push(Test::Unread);
                 }
             }

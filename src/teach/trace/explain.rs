@@ -39,7 +39,10 @@ pub(super) fn routes(
     let first = candidates.first().filter(|c| c.matches);
     let agrees =
         |route: &Route| first.is_some_and(|c| c.route.oif == route.oif && c.route.via == route.via);
-    let overruled = chosen.is_some_and(|route| !agrees(route));
+    let overruled = match chosen {
+        Some(route) => !agrees(route),
+        None => first.is_some_and(|c| c.route.refuses.is_none()),
+    };
     let mut winner = true;
     for candidate in &shown {
         let route = &candidate.route;
@@ -77,10 +80,7 @@ pub(super) fn routes(
         lines.push(format!("and {left_out} more that do not match"));
     }
     if overruled {
-        lines.push(
-            "the kernel decides otherwise: by another table (`ip rule`), or by what ICMP told it"
-                .into(),
-        );
+        lines.push("the kernel decides otherwise: by another table (`ip rule`)".into());
     }
     lines
 }
@@ -139,7 +139,11 @@ pub(super) fn chains(
 /// `forward: chain hold of table inet t, priority 0, policy accept, 2 rules, 1 of which drops`
 fn headline(chain: &Chain, passage: &Passage) -> String {
     let policy = if chain.drops { "drop" } else { "accept" };
-    let rules: Vec<_> = chain.rules.iter().filter(|rule| rule.mapped.is_none()).collect();
+    let rules: Vec<_> = chain
+        .rules
+        .iter()
+        .filter(|rule| rule.mapped.is_none())
+        .collect();
     let mut line = format!(
         "{}: chain {} of table {} {}, priority {}, policy {policy}, {}",
         passage.hook.name(),
@@ -157,7 +161,8 @@ fn headline(chain: &Chain, passage: &Passage) -> String {
         );
     }
     if rules.iter().any(|rule| rule.has_map()) {
-        line += "; a verdict map among them is not read: it may lead to any other chain of the table";
+        line +=
+            "; a verdict map among them is not read: it may lead to any other chain of the table";
     }
     line
 }
@@ -208,7 +213,7 @@ pub(super) fn sees(chain: &Chain, passage: &Passage) -> bool {
                 Table::Inet => true,
                 Table::Ip => !v6,
                 Table::Ip6 => *v6,
-                Table::Bridge | Table::Netdev => false,
+                Table::Arp | Table::Bridge | Table::Netdev => false,
             },
         }
 }

@@ -442,11 +442,14 @@ impl Walk<'_> {
             loss.advice = unbuilt.to_string();
         } else if self.is_silent(place) && ["no-daemon", "no-route"].contains(&loss.reason.as_str())
         {
-            loss.advice = format!(
-                "the overlayd of {} does not run: {}",
-                self.world.name(place),
-                self.world.restart()
-            );
+            let restart = self.world.restart();
+            loss.advice = match &self.world.lab {
+                Some(_) => format!(
+                    "the overlayd of {} does not run: {restart}",
+                    self.world.name(place)
+                ),
+                None => restart,
+            };
         }
         let source = match (loss.evidence, loss.by) {
             (Evidence::Observed, _) if loss.meaning.contains("ICMP error") => Source::Capture,

@@ -48,7 +48,9 @@ pub(super) fn by_chain(case: &Case<'_>, counted: bool) -> Option<Loss> {
             culprit.rise
         )
     } else if culprit.rise > 0 {
-        format!("most likely {what} dropped {it}: its counter rose, and what it asks for is not all read here")
+        format!(
+            "most likely {what} dropped {it}: its counter rose, and what it asks for is not all read here"
+        )
     } else {
         format!("{what} is all that stands between where {was} seen last and where {was} not")
     };

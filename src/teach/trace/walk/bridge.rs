@@ -214,7 +214,14 @@ impl Walk<'_> {
         let said = self.pass(place, &Layer::BridgedIp { v6 }, &hooks, way)?;
         if own && !said {
             let text = no_chain(Hook::Prerouting.name());
-            self.derive(place, None, Step::Netfilter, Source::Kernel, text, Vec::new());
+            self.derive(
+                place,
+                None,
+                Step::Netfilter,
+                Source::Kernel,
+                text,
+                Vec::new(),
+            );
             self.amend(|row| row.point = None);
         }
         let rewritten = self.rewrite(place, Rewrite::Destination, Hook::Prerouting);

@@ -96,9 +96,8 @@ impl Walk<'_> {
         let (src, dst) = self.current();
         let v6 = dst.is_ipv6();
         let (protocol, transport) = self.transport();
-        let view = |src, dst| {
-            View::new(v6, (src, dst), protocol, &transport).between(input, output)
-        };
+        let view =
+            |src, dst| View::new(v6, (src, dst), protocol, &transport).between(input, output);
         let now = view(Some(src), Some(dst));
         match (self.upcoming(), hook) {
             (Some((_, to)), Hook::Prerouting | Hook::Output) if to != dst => {
@@ -135,7 +134,9 @@ impl Walk<'_> {
     /// The protocol in the header that counts now, and what is known of the header behind it.
     fn transport(&self) -> (u8, Vec<u8>) {
         if self.outer.is_some() {
-            let last = self.last.and_then(|last| self.caught[last].sight.outer.as_ref());
+            let last = self
+                .last
+                .and_then(|last| self.caught[last].sight.outer.as_ref());
             let mut all = self.caught.iter().filter(|caught| self.is_leg(caught));
             let outer = last.or_else(|| all.find_map(|caught| caught.sight.outer.as_ref()));
             let ports = outer.map(|outer| outer.ports);
@@ -163,7 +164,10 @@ impl Walk<'_> {
                 if total == 0 || rises.contains_key(&key) {
                     continue;
                 }
-                let spent = self.credited.entry((passage.place, key.clone())).or_default();
+                let spent = self
+                    .credited
+                    .entry((passage.place, key.clone()))
+                    .or_default();
                 let left = total.saturating_sub(*spent);
                 if rule.fits(&passage.views) != Fit::No {
                     *spent += left.min(pieces);
@@ -300,6 +304,10 @@ impl Walk<'_> {
                     false => self.broken(place, oif)?,
                 };
                 self.blame(place, cause);
+                if self.passed.asked {
+                    let cause = self.eaten(place, oif, next)?;
+                    self.blame(place, cause);
+                }
             }
             // What was lost earlier never asked.
             if unknown || self.is_seen(place, oif, true) {
