@@ -555,6 +555,30 @@ mod tests {
         assert_eq!(handles, [1, 2, 3]);
     }
 
+    #[test]
+    fn a_verdict_map_may_lead_to_any_chain_that_stands_at_no_hook() {
+        let map = expr(b"lookup\0", &attr(3, &0u32.to_be_bytes()));
+        let mut rules: HashMap<Owner, Vec<Rule>> = HashMap::new();
+        for body in [
+            in_chain(b"base\0", 1, &map),
+            in_chain(b"other\0", 2, &[]),
+            in_chain(b"bad\0", 3, &[]),
+        ] {
+            let (owner, rule) = parse_rule(&body).unwrap();
+            rules.entry(owner).or_default().push(rule);
+        }
+        let chain = |name: &str| (Table::Inet, "filter".to_owned(), name.to_owned());
+        let bases = [chain("base"), chain("other")];
+        let mut found = Vec::new();
+        reach_all(&rules, chain("base"), &bases, &mut found);
+        let all: Vec<_> = found
+            .iter()
+            .map(|r| (r.handle, r.mapped.as_deref()))
+            .collect();
+        assert_eq!(all, [(1, None), (3, Some("bad"))]);
+        assert!(found[0].has_map());
+    }
+
     proptest! {
         #[test]
         fn damaged_messages_never_panic(at in 0usize..200, value: u8, cut in 0usize..200) {

@@ -537,7 +537,7 @@ mod tests {
             (Some(1400), spec.src, ROUTE_PROTOCOL)
         );
         assert_eq!((route.scope, route.unicast), (0, true));
-        assert!(in_main_table(&message));
+        assert_eq!(table(&message), u32::from(RouteHeader::RT_TABLE_MAIN));
     }
 
     #[test]
@@ -558,8 +558,8 @@ mod tests {
         let mut message = RouteMessageBuilder::<Ipv6Addr>::new().build();
         assert_eq!(Route::from_message(&message).unwrap().dst, net("::/0"));
         message.header.table = 255;
-        assert!(!in_main_table(&message));
+        assert!(table(&message) != u32::from(RouteHeader::RT_TABLE_MAIN));
         message.attributes.push(RouteAttribute::Table(254));
-        assert!(in_main_table(&message));
+        assert_eq!(table(&message), u32::from(RouteHeader::RT_TABLE_MAIN));
     }
 }

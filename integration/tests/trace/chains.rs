@@ -220,3 +220,37 @@ fn the_socket_that_was_asked_is_named() {
     assert!(said.contains("/nonexistent/s"), "{said}");
     assert!(!said.contains("of this host does not run"), "{said}");
 }
+
+/// Chains that eat the question for a neighbour's address are named.
+#[test]
+fn chains_that_eat_arp() {
+    let lab = Up::new("arp", &["--nodes", "1"]);
+    for (family, chain, name) in [
+        (
+            "bridge",
+            "{ type filter hook prerouting priority 0; policy drop; }",
+            "node1",
+        ),
+        (
+            "arp",
+            "{ type filter hook input priority 0; policy drop; }",
+            "node1/pod2",
+        ),
+    ] {
+        lab.does(&["node1/pod1: ip neigh flush all"]);
+        lab.breaks(
+            &[
+                &format!("{name}: nft add table {family} f"),
+                &format!("{name}: nft 'add chain {family} f in {chain}'"),
+            ],
+            &[&format!("{name}: nft delete table {family} f")],
+            &["node1/pod1", "node1/pod2"],
+            [
+                "request",
+                "node1/pod1",
+                "no-neighbour",
+                &format!("chain in of table {family} f in {name} has the policy drop"),
+            ],
+        );
+    }
+}

@@ -270,3 +270,143 @@ fn payload(number: &impl Fn(u16) -> Option<u32>) -> Option<Field> {
         length,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn number(kind: u16, value: u32) -> Vec<u8> {
+        attr(kind, &value.to_be_bytes())
+    }
+
+    fn meta(key: u32) -> (&'static str, Vec<u8>) {
+        (
+            "meta",
+            [number(REGISTER, 1), number(META_KEY, key)].concat(),
+        )
+    }
+
+    fn payload(header: u32, offset: u32, length: u32) -> (&'static str, Vec<u8>) {
+        let parts = [
+            number(REGISTER, 1),
+            number(PAYLOAD_BASE, header),
+            number(PAYLOAD_OFFSET, offset),
+            number(PAYLOAD_LENGTH, length),
+        ];
+        ("payload", parts.concat())
+    }
+
+    fn cmp(operation: u32, value: &[u8]) -> (&'static str, Vec<u8>) {
+        let data = attr(CMP_DATA, &attr(DATA_VALUE, value));
+        let parts = [number(REGISTER, 1), number(CMP_OPERATION, operation), data];
+        ("cmp", parts.concat())
+    }
+
+    fn fits(expressions: &[(&str, Vec<u8>)], view: &View) -> Fit {
+        let mut reader = Reader::default();
+        for (name, data) in expressions {
+            reader.read(name, data);
+        }
+        reader.found.fits(view)
+    }
+
+    fn ping() -> View {
+        let ends = ("10.244.1.2".parse().ok(), "10.244.2.2".parse().ok());
+        View::new(false, ends, 1, &[8, 0]).between(Some("cni0"), Some("overlay0"))
+    }
+
+    #[test]
+    fn addresses_protocols_and_devices_are_held_against_a_packet() {
+        let udp = [8472u16.to_be_bytes(), 8472u16.to_be_bytes()].concat();
+        let ends = ("10.99.0.1".parse().ok(), "10.99.0.2".parse().ok());
+        let outer = View::new(false, ends, 17, &udp).between(Some(""), Some("eth0"));
+        let mut name = b"overlay0".to_vec();
+        name.resize(NAME_LENGTH, 0);
+        let mask = [
+            number(REGISTER, 1),
+            number(BITWISE_TO, 1),
+            attr(BITWISE_MASK, &attr(DATA_VALUE, &[255, 255, 240, 0])),
+            attr(BITWISE_XOR, &attr(DATA_VALUE, &[0; 4])),
+        ];
+        for (what, expressions, inner) in [
+            (
+                "ip saddr 10.244.1.0/24",
+                vec![payload(NETWORK, 12, 3), cmp(0, &[10, 244, 1])],
+                true,
+            ),
+            (
+                "ip daddr 10.244.0.0/20",
+                vec![
+                    payload(NETWORK, 16, 4),
+                    ("bitwise", mask.concat()),
+                    cmp(0, &[10, 244, 0, 0]),
+                ],
+                true,
+            ),
+            (
+                "udp dport 8472",
+                vec![
+                    meta(META_L4PROTO),
+                    cmp(0, &[17]),
+                    payload(TRANSPORT, 2, 2),
+                    cmp(0, &8472u16.to_be_bytes()),
+                ],
+                false,
+            ),
+            (
+                "oifname overlay0",
+                vec![meta(META_OIFNAME), cmp(0, &name)],
+                true,
+            ),
+            (
+                "iifname cni*",
+                vec![meta(META_IIFNAME), cmp(0, b"cni")],
+                true,
+            ),
+            (
+                "ip daddr != 10.244.2.2",
+                vec![payload(NETWORK, 16, 4), cmp(1, &[10, 244, 2, 2])],
+                false,
+            ),
+        ] {
+            let wanted = [(inner, &ping()), (!inner, &outer)];
+            for (fit, view) in wanted {
+                let fit = if fit { Fit::Yes } else { Fit::No };
+                assert_eq!(fits(&expressions, view), fit, "{what}: {view:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_read_or_not_known_may_fit() {
+        let set = ("lookup", number(2, 1));
+        let other = vec![payload(NETWORK, 16, 4), cmp(0, &[10, 244, 3, 2])];
+        assert_eq!(
+            fits(&[payload(NETWORK, 16, 4), set.clone()], &ping()),
+            Fit::Maybe
+        );
+        // One thing that certainly does not fit is enough.
+        assert_eq!(fits(&[&other[..], &[set]].concat(), &ping()), Fit::No);
+        let unknown = View::new(false, (None, None), 1, &[]);
+        assert_eq!(fits(&other, &unknown), Fit::Maybe);
+        assert_eq!(fits(&[], &unknown), Fit::Yes);
+        // A state of connection tracking stands in the register now, not the address.
+        let state = [
+            payload(NETWORK, 16, 4),
+            ("ct", number(1, 1)),
+            cmp(0, &[0; 4]),
+        ];
+        assert_eq!(fits(&state, &ping()), Fit::Maybe);
+        let mut reader = Reader::default();
+        reader.read("lookup", &[number(2, 1), number(LOOKUP_TO, 0)].concat());
+        assert!(reader.found.maps);
+    }
+}
