@@ -179,6 +179,7 @@ mod tests {
             via: via.map(|ip| ip.parse().unwrap()),
             src: None,
             mtu: None,
+            expires: None,
             metric: 0,
             protocol: 2,
             scope: 253,

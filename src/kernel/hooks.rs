@@ -14,7 +14,10 @@
 //! (`net/core/dev.c`).
 //!
 //! `iptables` of today (`iptables-nft`) keeps its tables in nf_tables too. Of those of the older `iptables-legacy`
-//! only the names are seen here ([`legacy_tables`]); chains that a verdict map leads to are not seen at all.
+//! only the names are seen here ([`legacy_tables`]). Verdict maps are not read: a rule with one may lead to any chain of its
+//! table.
+
+mod matching;
 
 use std::collections::HashMap;
 use std::io;
@@ -25,6 +28,9 @@ use super::nftables::{
     NFGEN_HEADER, RULE_EXPRESSIONS, RULE_TABLE, VERDICT_CODE, attribute, attributes, be, dump,
     string,
 };
+
+pub use matching::{Fit, View};
+use matching::{Matches, Reader};
 
 const HOOK_PRIORITY: u16 = 2;
 const RULE_CHAIN: u16 = 2;
@@ -78,6 +84,8 @@ impl Hook {
     fn from_number(family: Table, number: u32) -> Option<Self> {
         let all: &[Self] = match family {
             Table::Netdev => &[Self::Ingress, Self::Egress],
+            // `NF_ARP_IN` and the next (include/uapi/linux/netfilter_arp.h).
+            Table::Arp => &[Self::Input, Self::Output, Self::Forward],
             _ => &[
                 Self::Prerouting,
                 Self::Input,
@@ -101,6 +109,8 @@ pub enum Table {
     Ip,
     /// `ip6`: IPv6.
     Ip6,
+    /// `arp`: questions and answers of ARP.
+    Arp,
     /// `bridge`: frames that a bridge forwards.
     Bridge,
     /// `netdev`: frames at a device.
@@ -113,6 +123,7 @@ impl Table {
         match number {
             1 => Some(Self::Inet),
             2 => Some(Self::Ip),
+            3 => Some(Self::Arp),
             10 => Some(Self::Ip6),
             7 => Some(Self::Bridge),
             5 => Some(Self::Netdev),
@@ -126,6 +137,7 @@ impl Table {
             Self::Inet => "inet",
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Arp => "arp",
             Self::Bridge => "bridge",
             Self::Netdev => "netdev",
         }
@@ -153,9 +165,27 @@ pub struct Rule {
     pub rewrites: Option<Rewrite>,
     /// How many packets it has matched, where it counts them.
     pub packets: Option<u64>,
+    /// The chain that it stands in, where only a verdict map may lead there.
+    #[serde(skip)]
+    pub mapped: Option<String>,
     /// The chain that it sends packets on to.
     #[serde(skip)]
     jumps: Option<String>,
+    #[serde(skip)]
+    matches: Matches,
+}
+
+impl Rule {
+    /// Does it match what is known of a packet, which may have been rewritten at its hook: before or after that?
+    pub fn fits(&self, views: &[View]) -> Fit {
+        let all = views.iter().map(|view| self.matches.fits(view));
+        all.max().unwrap_or(Fit::Maybe)
+    }
+
+    /// It has a verdict map, which is not read.
+    pub fn has_map(&self) -> bool {
+        self.matches.maps
+    }
 }
 
 /// A base chain: one that stands at a hook.
@@ -248,13 +278,45 @@ pub fn chains() -> io::Result<Vec<Chain>> {
                 rules.entry(owner).or_default().push(rule);
             }
         }
+        let bases: Vec<Owner> = chains.iter().map(owner_of).collect();
         for chain in &mut chains {
-            let owner = (chain.family, chain.table.clone(), chain.name.clone());
-            reach(&rules, owner, &mut Vec::new(), &mut chain.rules);
+            let owner = owner_of(chain);
+            reach_all(&rules, owner, &bases, &mut chain.rules);
         }
     }
     chains.sort_by_key(|chain| (chain.hook, chain.priority));
     Ok(chains)
+}
+
+fn owner_of(chain: &Chain) -> Owner {
+    (chain.family, chain.table.clone(), chain.name.clone())
+}
+
+/// The rules of a chain and of those that it leads to: for certain, or by a verdict map, which may lead to any chain of the
+/// table that stands at no hook.
+fn reach_all(
+    rules: &HashMap<Owner, Vec<Rule>>,
+    owner: Owner,
+    bases: &[Owner],
+    found: &mut Vec<Rule>,
+) {
+    let mut seen = Vec::new();
+    reach(rules, owner.clone(), &mut seen, found);
+    if !found.iter().any(Rule::has_map) {
+        return;
+    }
+    let mut others: Vec<_> = rules
+        .iter()
+        .filter(|(other, _)| (other.0, &other.1) == (owner.0, &owner.1))
+        .filter(|(other, _)| !bases.contains(other) && !seen.contains(&other.2))
+        .collect();
+    others.sort_by_key(|(other, _)| &other.2);
+    for (other, rules) in others {
+        found.extend(rules.iter().map(|rule| Rule {
+            mapped: Some(other.2.clone()),
+            ..rule.clone()
+        }));
+    }
 }
 
 /// The rules of a chain and of those that it jumps to, each chain once.
@@ -311,14 +373,18 @@ fn parse_rule(body: &[u8]) -> Option<(Owner, Rule)> {
         drops: false,
         rewrites: None,
         packets: None,
+        mapped: None,
         jumps: None,
+        matches: Matches::default(),
     };
+    let mut reader = Reader::default();
     let expressions = attribute(body, RULE_EXPRESSIONS).unwrap_or_default();
     for (_, element) in attributes(expressions).filter(|(kind, _)| *kind == LIST_ELEMENT) {
         let name = attribute(element, EXPR_NAME)
             .map(string)
             .unwrap_or_default();
         let data = attribute(element, EXPR_DATA).unwrap_or_default();
+        reader.read(&name, data);
         match name.as_str() {
             "reject" => rule.drops = true,
             "immediate" => {
@@ -351,6 +417,7 @@ fn parse_rule(body: &[u8]) -> Option<(Owner, Rule)> {
             _ => {}
         }
     }
+    rule.matches = reader.found;
     let table = string(attribute(body, RULE_TABLE)?);
     let chain = string(attribute(body, RULE_CHAIN)?);
     Some(((family, table, chain), rule))
@@ -486,6 +553,30 @@ mod tests {
         reach(&rules, base, &mut Vec::new(), &mut found);
         let handles: Vec<_> = found.iter().map(|rule| rule.handle).collect();
         assert_eq!(handles, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_verdict_map_may_lead_to_any_chain_that_stands_at_no_hook() {
+        let map = expr(b"lookup\0", &attr(3, &0u32.to_be_bytes()));
+        let mut rules: HashMap<Owner, Vec<Rule>> = HashMap::new();
+        for body in [
+            in_chain(b"base\0", 1, &map),
+            in_chain(b"other\0", 2, &[]),
+            in_chain(b"bad\0", 3, &[]),
+        ] {
+            let (owner, rule) = parse_rule(&body).unwrap();
+            rules.entry(owner).or_default().push(rule);
+        }
+        let chain = |name: &str| (Table::Inet, "filter".to_owned(), name.to_owned());
+        let bases = [chain("base"), chain("other")];
+        let mut found = Vec::new();
+        reach_all(&rules, chain("base"), &bases, &mut found);
+        let all: Vec<_> = found
+            .iter()
+            .map(|r| (r.handle, r.mapped.as_deref()))
+            .collect();
+        assert_eq!(all, [(1, None), (3, Some("bad"))]);
+        assert!(found[0].has_map());
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use rtnetlink::{
             RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
             RouteProtocol, RouteScope, RouteType,
         },
-        rule::{RuleAttribute, RuleMessage},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
 
@@ -35,6 +35,10 @@ pub struct PolicyRule {
     pub priority: u32,
     /// It looks at marks: at this one. Netfilter sets them, or the program that has the socket.
     pub mark: Option<u32>,
+    /// The table that it leads to.
+    pub table: u32,
+    /// The word of ip-rule(8) for one that leads to none and lets nothing through: `blackhole`, `unreachable`, `prohibit`.
+    pub refuses: Option<&'static str>,
 }
 
 /// A route to be added or removed.
@@ -113,6 +117,8 @@ pub struct Route {
     pub src: Option<IpAddr>,
     /// The largest packet to this destination, in bytes.
     pub mtu: Option<u32>,
+    /// In how many seconds it forgets that, where an ICMP error taught it (RFC 1191, RFC 8201).
+    pub expires: Option<u32>,
     /// Among equal prefixes the lowest metric wins.
     pub metric: u32,
     /// The origin (rtnetlink(7), `rtm_protocol`).
@@ -204,6 +210,19 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses the question.
     pub async fn routes(&self) -> Result<Vec<Route>> {
+        let main = u32::from(RouteHeader::RT_TABLE_MAIN);
+        let all = self.routes_of_tables().await?.into_iter();
+        Ok(all
+            .filter(|(table, _)| *table == main)
+            .map(|(_, route)| route)
+            .collect())
+    }
+
+    /// The routes of all tables, of both families, each with its table's number.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub async fn routes_of_tables(&self) -> Result<Vec<(u32, Route)>> {
         let mut routes = Vec::new();
         for question in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
@@ -220,8 +239,8 @@ impl Netlink {
             routes.extend(
                 messages
                     .iter()
-                    .filter(|m| in_main_table(m))
-                    .filter_map(Route::from_message),
+                    .filter(|m| !is_cached(m))
+                    .filter_map(|m| Some((table(m), Route::from_message(m)?))),
             );
         }
         Ok(routes)
@@ -321,7 +340,21 @@ impl Netlink {
             // local, main, default
             let standard = [(0, 255), (32766, 254), (32767, 253)];
             let more = !standard.contains(&(priority, rule.header.table));
-            more.then_some(PolicyRule { priority, mark })
+            let table = rule.attributes.iter().find_map(|a| match a {
+                RuleAttribute::Table(table) => Some(*table),
+                _ => None,
+            });
+            more.then_some(PolicyRule {
+                priority,
+                mark,
+                table: table.unwrap_or(u32::from(rule.header.table)),
+                refuses: match rule.header.action {
+                    RuleAction::Blackhole => Some("blackhole"),
+                    RuleAction::Unreachable => Some("unreachable"),
+                    RuleAction::Prohibit => Some("prohibit"),
+                    _ => None,
+                },
+            })
         });
         Ok(found.collect())
     }
@@ -400,12 +433,17 @@ fn way(message: &RouteMessage, to: IpAddr) -> Option<Way> {
     })
 }
 
-fn in_main_table(message: &RouteMessage) -> bool {
+/// What the kernel learned by ICMP stands among the routes it lists (`ip route show cache`), and is none.
+fn is_cached(message: &RouteMessage) -> bool {
+    message.header.flags.contains(RouteFlags::Cloned)
+}
+
+fn table(message: &RouteMessage) -> u32 {
     let extended = message.attributes.iter().find_map(|a| match a {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
     });
-    extended.unwrap_or(u32::from(message.header.table)) == u32::from(RouteHeader::RT_TABLE_MAIN)
+    extended.unwrap_or(u32::from(message.header.table))
 }
 
 impl Route {
@@ -417,6 +455,7 @@ impl Route {
             _ => return None,
         };
         let (mut oif, mut via, mut src, mut mtu, mut metric) = (None, None, None, None, 0);
+        let mut expires = None;
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => dst = ip(address)?,
@@ -430,6 +469,10 @@ impl Route {
                         _ => None,
                     });
                 }
+                // In hundredths of a second (`USER_HZ`).
+                RouteAttribute::CacheInfo(info) if info.expires > 0 => {
+                    expires = Some(info.expires.div_ceil(100));
+                }
                 RouteAttribute::MultiPath(hops) => {
                     oif = hops.first().map(|hop| hop.interface_index).or(oif)
                 }
@@ -442,6 +485,7 @@ impl Route {
             via,
             src,
             mtu,
+            expires: expires.filter(|_| mtu.is_some()),
             metric,
             protocol: header.protocol.into(),
             scope: header.scope.into(),
@@ -493,7 +537,7 @@ mod tests {
             (Some(1400), spec.src, ROUTE_PROTOCOL)
         );
         assert_eq!((route.scope, route.unicast), (0, true));
-        assert!(in_main_table(&message));
+        assert_eq!(table(&message), u32::from(RouteHeader::RT_TABLE_MAIN));
     }
 
     #[test]
@@ -514,8 +558,8 @@ mod tests {
         let mut message = RouteMessageBuilder::<Ipv6Addr>::new().build();
         assert_eq!(Route::from_message(&message).unwrap().dst, net("::/0"));
         message.header.table = 255;
-        assert!(!in_main_table(&message));
+        assert!(table(&message) != u32::from(RouteHeader::RT_TABLE_MAIN));
         message.attributes.push(RouteAttribute::Table(254));
-        assert!(in_main_table(&message));
+        assert_eq!(table(&message), u32::from(RouteHeader::RT_TABLE_MAIN));
     }
 }

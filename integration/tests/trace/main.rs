@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // in helpers too: a test fails where it stands
 
 mod book;
+mod chains;
 mod ends;
 mod eyes;
 mod faults;

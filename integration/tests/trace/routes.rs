@@ -89,3 +89,71 @@ fn rules_that_look_at_marks() {
         "{text}"
     );
 }
+
+/// What ICMP taught a pod is none of its routes, and not its device's MTU.
+#[test]
+fn a_learned_path_mtu_is_no_route() {
+    let lab = Up::new("learn", &["--nodes", "2"]);
+    lab.does(&["node1: ip link set eth0 mtu 1400"]);
+    lab.told(&["node1/pod1", "node2/pod1", "--size", "1450", "--df"]);
+    lab.does(&["node1: ip link set eth0 mtu 1500"]);
+    let trace = lab.told(&["node1/pod1", "node2/pod1", "--size", "1400"]);
+    let route = step(&trace, "request", "node1/pod1", "route");
+    let said = details(route);
+    assert!(
+        said.contains(
+            "what ICMP taught node1/pod1 of this destination: path MTU 1350, expires in "
+        ),
+        "{said}"
+    );
+    assert!(!said.contains("10.244.2.2/32"), "{said}");
+    let held = route["routing"]["routes"].as_array().unwrap();
+    assert!(held.iter().all(|route| route["prefix"] != "10.244.2.2/32"));
+    let cut = step(&trace, "request", "node1/pod1", "fragments")["text"].clone();
+    assert!(
+        cut.as_str()
+            .unwrap()
+            .contains("more than the path MTU 1350 that ICMP taught node1/pod1"),
+        "{cut}"
+    );
+}
+
+/// A policy rule that leads to a route, or itself says, that nothing goes through.
+#[test]
+fn policy_rules_that_forbid() {
+    let lab = Up::new("rules", &["--nodes", "2"]);
+    let from = "from 10.244.1.2";
+    for word in ["blackhole", "unreachable", "prohibit"] {
+        for place in ["node1", "node1/pod1"] {
+            let trace = lab.breaks(
+                &[
+                    &format!("{place}: ip rule add {from} lookup 77 priority 100"),
+                    &format!("{place}: ip route add {word} default table 77"),
+                ],
+                &[
+                    &format!("{place}: ip rule del {from} lookup 77"),
+                    &format!("{place}: ip route flush table 77"),
+                ],
+                &ACROSS,
+                [
+                    "request",
+                    place,
+                    "no-route",
+                    &format!("leads to table 77, whose route `{word} default`"),
+                ],
+            );
+            let advice = trace["loss"]["advice"].as_str().unwrap();
+            let asks = match place {
+                "node1" => "`ip route get 10.244.2.2 from 10.244.1.2 iif cni0`",
+                _ => "`ip route get 10.244.2.2 from 10.244.1.2`",
+            };
+            assert!(advice.contains(asks), "{advice}");
+        }
+        lab.breaks(
+            &[&format!("node1: ip rule add {from} {word} priority 100")],
+            &["node1: ip rule del priority 100"],
+            &ACROSS,
+            ["request", "node1", "no-route", &format!("says `{word}`")],
+        );
+    }
+}

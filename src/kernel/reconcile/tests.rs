@@ -43,6 +43,7 @@ fn as_told(spec: &RouteSpec) -> Route {
         via: spec.via,
         src: None,
         mtu: spec.mtu,
+        expires: None,
         metric: metric(&spec.dst),
         protocol: ROUTE_PROTOCOL,
         scope: 0,

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use super::fate::{Layer, Passage};
+use super::fate::{Layer, Passage, RuleKey};
 use super::tables::{Candidate, Kernel};
 use crate::kernel::Route;
-use crate::kernel::hooks::{Chain, LegacyTable, Rule, Table};
+use crate::kernel::hooks::{Chain, Fit, LegacyTable, Rule, Table};
 
 /// How many routes that do not match are shown beside those that do.
 const MISSES: usize = 3;
@@ -39,7 +39,10 @@ pub(super) fn routes(
     let first = candidates.first().filter(|c| c.matches);
     let agrees =
         |route: &Route| first.is_some_and(|c| c.route.oif == route.oif && c.route.via == route.via);
-    let overruled = chosen.is_some_and(|route| !agrees(route));
+    let overruled = match chosen {
+        Some(route) => !agrees(route),
+        None => first.is_some_and(|c| c.route.refuses.is_none()),
+    };
     let mut winner = true;
     for candidate in &shown {
         let route = &candidate.route;
@@ -77,10 +80,7 @@ pub(super) fn routes(
         lines.push(format!("and {left_out} more that do not match"));
     }
     if overruled {
-        lines.push(
-            "the kernel decides otherwise: by another table (`ip rule`), or by what ICMP told it"
-                .into(),
-        );
+        lines.push("the kernel decides otherwise: by another table (`ip rule`)".into());
     }
     lines
 }
@@ -105,54 +105,93 @@ fn bits(ip: Ipv4Addr, len: u8) -> String {
     text
 }
 
-/// The chains that a packet meets at these hooks; `rose` says by how much a rule's counter did.
+/// The chains that a packet meets at these hooks, with what their counters say of it; and whether one says that it matched.
+/// Nothing behind `last`, which dropped it: the last hook, and the rule there.
 pub(super) fn chains(
     all: &[Chain],
     passages: &[Passage],
-    rose: impl Fn(&Chain, u64) -> u64,
+    total: impl Fn(&Chain, &Rule) -> u64,
+    last: Option<&(RuleKey, String)>,
 ) -> (Vec<String>, bool) {
     let mut lines = Vec::new();
     let mut counted = false;
-    for passage in passages {
+    for (number, passage) in passages.iter().enumerate() {
+        let is_last = number + 1 == passages.len();
         for chain in all.iter().filter(|chain| sees(chain, passage)) {
-            let policy = if chain.drops { "drop" } else { "accept" };
-            let mut line = format!(
-                "{}: chain {} of table {} {}, priority {}, policy {policy}, {}",
-                passage.hook.name(),
-                chain.name,
-                chain.family.name(),
-                chain.table,
-                chain.priority,
-                count(chain.rules.len(), "rule"),
-            );
-            let dropping = chain.rules.iter().filter(|rule| rule.drops).count();
-            if dropping > 0 {
-                line += &format!(
-                    ", {dropping} of which {}",
-                    if dropping == 1 { "drops" } else { "drop" }
-                );
-            }
-            lines.push(line);
+            lines.push(headline(chain, passage));
             for rule in &chain.rules {
-                let rise = rose(chain, rule.handle);
-                if rise > 0 {
-                    counted = true;
-                    let does = match (rule.drops, rule.rewrites) {
-                        (true, _) => "drops",
-                        (false, Some(_)) => "rewrites",
-                        (false, None) => "counts",
-                    };
-                    let them = if rise == 1 { "it" } else { "them" };
-                    lines.push(format!(
-                        "  the rule with handle {} matched {} meanwhile, and {does} {them}",
-                        rule.handle,
-                        count_u64(rise, "packet")
-                    ));
+                let key = (chain.family, chain.table.clone(), rule.handle);
+                let total = total(chain, rule);
+                if total > 0 && rule.mapped.is_none() {
+                    let (line, its) = counts(rule, passage, total, passage.rise(chain, rule));
+                    counted |= its;
+                    lines.push(line);
+                }
+                if is_last && last.is_some_and(|(rule, of)| *rule == key && *of == chain.name) {
+                    return (lines, counted);
                 }
             }
         }
     }
     (lines, counted)
+}
+
+/// `forward: chain hold of table inet t, priority 0, policy accept, 2 rules, 1 of which drops`
+fn headline(chain: &Chain, passage: &Passage) -> String {
+    let policy = if chain.drops { "drop" } else { "accept" };
+    let rules: Vec<_> = chain
+        .rules
+        .iter()
+        .filter(|rule| rule.mapped.is_none())
+        .collect();
+    let mut line = format!(
+        "{}: chain {} of table {} {}, priority {}, policy {policy}, {}",
+        passage.hook.name(),
+        chain.name,
+        chain.family.name(),
+        chain.table,
+        chain.priority,
+        count(rules.len(), "rule"),
+    );
+    let dropping = rules.iter().filter(|rule| rule.drops).count();
+    if dropping > 0 {
+        line += &format!(
+            ", {dropping} of which {}",
+            if dropping == 1 { "drops" } else { "drop" }
+        );
+    }
+    if rules.iter().any(|rule| rule.has_map()) {
+        line +=
+            "; a verdict map among them is not read: it may lead to any other chain of the table";
+    }
+    line
+}
+
+/// What a rule's counter says, of which `rise` may be this packet; and whether it says that the rule matched it.
+fn counts(rule: &Rule, passage: &Passage, total: u64, rise: u64) -> (String, bool) {
+    let fit = rule.fits(&passage.views);
+    let matched = format!(
+        "  the rule with handle {} matched {} meanwhile",
+        rule.handle,
+        count_u64(total, "packet")
+    );
+    let does = match (rule.drops, rule.rewrites) {
+        (true, _) => "drops",
+        (false, Some(_)) => "rewrites",
+        (false, None) => "counts",
+    };
+    let them = if total == 1 { "it" } else { "them" };
+    match (fit, rise) {
+        (Fit::No, _) => (
+            format!("{matched}: not this one, which is not what it asks for"),
+            false,
+        ),
+        (_, 0) => (
+            format!("{matched}, which came by elsewhere: not this one, or not here"),
+            false,
+        ),
+        _ => (format!("{matched}, and {does} {them}"), true),
+    }
 }
 
 /// Does the chain see what passes there?
@@ -174,7 +213,7 @@ pub(super) fn sees(chain: &Chain, passage: &Passage) -> bool {
                 Table::Inet => true,
                 Table::Ip => !v6,
                 Table::Ip6 => *v6,
-                Table::Bridge | Table::Netdev => false,
+                Table::Arp | Table::Bridge | Table::Netdev => false,
             },
         }
 }
@@ -192,9 +231,11 @@ pub(super) fn chain_name(chain: &Chain) -> String {
 /// `the rule with handle 4 in chain hold of table inet t`
 pub(super) fn rule_name(chain: &Chain, rule: &Rule) -> String {
     format!(
-        "the rule with handle {} in {}",
+        "the rule with handle {} in chain {} of table {} {}",
         rule.handle,
-        chain_name(chain)
+        rule.mapped.as_ref().unwrap_or(&chain.name),
+        chain.family.name(),
+        chain.table
     )
 }
 

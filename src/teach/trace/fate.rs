@@ -4,6 +4,7 @@
 mod chains;
 mod known;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::sight::Kind;
@@ -12,10 +13,10 @@ use super::walk::error_name;
 use super::watch::Caught;
 use super::{Evidence, Leg, Loss, NOBODY};
 use crate::datapath::DropReason;
-use crate::kernel::hooks::Hook;
+use crate::kernel::hooks::{Chain, Hook, Rule, Table, View};
 use chains::{by_chain, by_legacy};
 
-pub(super) use chains::{dropped_by_chains, legacy};
+pub(super) use chains::{Culprit, culprit, legacy};
 pub(super) use known::{
     hanging_daemon, no_reader, not_forwarding, refused, silent_daemon, unanswered,
 };
@@ -33,12 +34,29 @@ pub(super) enum Layer {
     Device(String),
 }
 
+/// A rule: its table's family and name, its handle.
+pub(super) type RuleKey = (Table, String, u64);
+
 /// A hook that the packet passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Passage {
     pub(super) place: usize,
     pub(super) hook: Hook,
     pub(super) layer: Layer,
+    /// What is known of the packet there: where it is rewritten, before and after that.
+    pub(super) views: Vec<View>,
+    /// How much of each rule's rise is not that of earlier passages.
+    pub(super) rises: HashMap<RuleKey, u64>,
+    /// The first of the hooks that the same row is about, and the row's index.
+    pub(super) row: (usize, usize),
+}
+
+impl Passage {
+    /// What a rule's counter may have counted of this packet.
+    pub(super) fn rise(&self, chain: &Chain, rule: &Rule) -> u64 {
+        let key = (chain.family, chain.table.clone(), rule.handle);
+        self.rises.get(&key).copied().unwrap_or(0)
+    }
 }
 
 /// What tables say of a packet that was seen no more: why, and what to do.
@@ -74,6 +92,8 @@ pub(super) struct Case<'a> {
     pub(super) leg: Leg,
     /// It is about several fragments of it.
     pub(super) many: bool,
+    /// In how many pieces it is.
+    pub(super) pieces: u64,
     pub(super) passed: &'a Passed,
     pub(super) before: &'a Counts,
     pub(super) after: &'a Counts,
@@ -162,6 +182,12 @@ const KERNEL: &[(&str, &str, &str, &str)] = &[
         "does overlayd run on this node, with the same port as its peers?",
     ),
 ];
+
+/// Which chains the loss is put down to, if to any.
+pub(super) fn blamed(case: &Case<'_>, loss: &Loss) -> Option<Culprit> {
+    let culprit = culprit(case.place, case.passed, case.after, case.pieces)?;
+    (by_chain(case, false).as_ref() == Some(loss)).then_some(culprit)
+}
 
 /// Finds out why the packet was lost.
 pub(super) fn why(case: &Case<'_>) -> Loss {

@@ -37,9 +37,10 @@ pub(super) struct Kernel {
     pub(super) links: Vec<Link>,
     pub(super) addresses: Vec<Address>,
     pub(super) routes: Vec<Route>,
+    /// Routes that let nothing through, of other tables, with the table's number.
+    refusals: Vec<(u32, Route)>,
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) bridge: Vec<BridgeEntry>,
-    pub(super) chains: Vec<Chain>,
     /// Policy rules that not every host has, of IPv4 and IPv6.
     rules: (Vec<PolicyRule>, Vec<PolicyRule>),
     /// `net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`
@@ -56,29 +57,41 @@ pub(super) const DEAF: (&str, &str) = (
     "net.ipv6.icmp.echo_ignore_all",
 );
 
+/// What has chains of IP look at bridged frames, IPv4 and IPv6 (ip-sysctl in the kernel's documentation).
+pub(super) const BRIDGE_CALLS: (&str, &str) = (
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
+);
+
 impl Kernel {
     async fn read(namespace: &NetNs) -> Result<Self> {
         let netlink = Netlink::open_in(namespace)?;
-        let (chains, forwards, bridge_calls, deaf) = namespace.run(|| {
+        let (forwards, bridge_calls, deaf) = namespace.run(|| {
             let on = |key| crate::kernel::sysctl::read(key).is_ok_and(|value| value != "0");
             let forwards = (
                 on("net.ipv4.ip_forward"),
                 on("net.ipv6.conf.all.forwarding"),
             );
-            let calls = (
-                on("net.bridge.bridge-nf-call-iptables"),
-                on("net.bridge.bridge-nf-call-ip6tables"),
-            );
+            let calls = (on(BRIDGE_CALLS.0), on(BRIDGE_CALLS.1));
             let deaf = (on(DEAF.0), on(DEAF.1));
-            (hooks::chains(), forwards, calls, deaf)
+            (forwards, calls, deaf)
         })?;
+        let main = u32::from(libc::RT_TABLE_MAIN);
+        let (routes, others): (Vec<_>, Vec<_>) = netlink
+            .routes_of_tables()
+            .await?
+            .into_iter()
+            .partition(|(table, _)| *table == main);
         Ok(Self {
             links: netlink.links().await?,
             addresses: netlink.addresses().await?,
-            routes: netlink.routes().await?,
+            routes: routes.into_iter().map(|(_, route)| route).collect(),
+            refusals: others
+                .into_iter()
+                .filter(|(_, route)| route.refuses.is_some())
+                .collect(),
             neighbours: netlink.neighbours().await?,
             bridge: netlink.bridge_entries().await?,
-            chains: chains?,
             // A kernel may be built without them.
             rules: (
                 netlink.policy_rules(Family::V4).await.unwrap_or_default(),
@@ -98,6 +111,30 @@ impl Kernel {
         } else {
             &self.rules.1
         }
+    }
+
+    /// The policy rule that may forbid `dst`, with what it leads to: its own word, or such a route of its table.
+    pub(super) fn rule_that_forbids(&self, dst: IpAddr) -> Option<(u32, String)> {
+        self.rules(dst).iter().find_map(|rule| {
+            if let Some(word) = rule.refuses {
+                return Some((rule.priority, format!("says `{word}`")));
+            }
+            let table = self
+                .refusals
+                .iter()
+                .filter(|(table, _)| *table == rule.table);
+            let mut matching = table.filter(|(_, route)| route.dst.contains(&dst));
+            let (table, route) = matching.next()?;
+            let word = route.refuses?;
+            let net = match route.dst.prefix_len() {
+                0 => "default".to_owned(),
+                _ => route.dst.to_string(),
+            };
+            Some((
+                rule.priority,
+                format!("leads to table {table}, whose route `{word} {net}` lets nothing through"),
+            ))
+        })
     }
 
     pub(super) fn link(&self, index: u32) -> Option<&Link> {
@@ -422,11 +459,14 @@ impl<'a> Looker<'a> {
             return Ok(None);
         }
         let netlink = kernel.netlink.clone();
+        let forbidden = kernel.rule_that_forbids(dst).is_some();
         Ok(
             match self.runtime.block_on(netlink.route_of(src, dst, iif, mark)) {
                 Ok(route) => Some(route),
                 Err(error) => match error.errno() {
                     Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES) => Some(None),
+                    // What a blackhole answers (fib_props, net/ipv4/fib_semantics.c), and a question that makes no sense.
+                    Some(Errno::EINVAL) if forbidden => Some(None),
                     _ => None,
                 },
             },
@@ -473,6 +513,7 @@ mod tests {
             via: None,
             src: None,
             mtu: None,
+            expires: None,
             metric,
             protocol: 2,
             scope: 0,

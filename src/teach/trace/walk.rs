@@ -14,12 +14,13 @@ mod nat;
 mod route;
 mod rows;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
 
 use super::explain;
-use super::fate::{self, Passed};
+use super::fate::{self, Passed, RuleKey};
 use super::send::Sent;
 use super::sight::Kind;
 use super::tables::{Counts, DEAF, Looker};
@@ -54,6 +55,8 @@ enum State {
     Arrived { place: usize, ifindex: u32 },
     /// A place's IP layer has it.
     Receive { place: usize },
+    /// A place's IP layer has it, which has been through PREROUTING.
+    Route { place: usize },
     /// A place's daemon reads it from its device.
     DaemonOut { place: usize },
     /// A place's daemon receives it over the underlay.
@@ -113,6 +116,8 @@ struct Walk<'a> {
     datagrams: usize,
     /// Addresses that were rewritten on the request's way: where, from what, to what.
     rewritten: Vec<(usize, IpAddr, IpAddr)>,
+    /// How much of a rule's rise is put down to a packet: place, rule.
+    credited: HashMap<(usize, RuleKey), u64>,
     /// Its length before anyone cut it, in bytes.
     size: Option<usize>,
     /// Some of them are lost: what is left will never be a packet again.
@@ -158,6 +163,7 @@ pub(super) fn walk(
         missing: Vec::new(),
         datagrams: 0,
         rewritten: Vec::new(),
+        credited: HashMap::new(),
         size: Some(sent.size),
         crippled: false,
         taught_routes: false,
@@ -352,6 +358,7 @@ impl Walk<'_> {
                 State::Left { place, ifindex } => self.left(place, ifindex)?,
                 State::Arrived { place, ifindex } => self.arrived(place, ifindex)?,
                 State::Receive { place } => self.receive(place)?,
+                State::Route { place } => self.forward(place)?,
                 State::DaemonOut { place } => self.daemon_out(place)?,
                 State::DaemonIn { place } => self.daemon_in(place)?,
                 State::End(end) => return Ok(end),
@@ -381,6 +388,9 @@ impl Walk<'_> {
     /// It ends here: why?
     fn lose(&mut self, place: usize) -> State {
         let mut loss = self.why(place);
+        if let Some(culprit) = fate::blamed(&self.case(place), &loss) {
+            self.cut_back(place, &culprit);
+        }
         // Nobody has seen a reply at all: that it was sent is no more than what should be.
         if self.packet.leg == Leg::Reply && self.last.is_none() && loss.reason == "unknown" {
             loss = fate::unanswered(self.world.name(place), None);
@@ -419,16 +429,21 @@ impl Walk<'_> {
     }
 
     fn why(&self, place: usize) -> Loss {
-        fate::why(&fate::Case {
+        fate::why(&self.case(place))
+    }
+
+    fn case(&self, place: usize) -> fate::Case<'_> {
+        fate::Case {
             place,
             name: self.world.name(place),
             leg: self.packet.leg,
             many: self.missing.len() > 1,
+            pieces: self.fragments.max(1) as u64,
             passed: &self.passed,
             before: &self.before[place],
             after: &self.after[place],
             caught: &self.caught,
-        })
+        }
     }
 
     /// It ends here, for this reason.
@@ -438,11 +453,14 @@ impl Walk<'_> {
             loss.advice = unbuilt.to_string();
         } else if self.is_silent(place) && ["no-daemon", "no-route"].contains(&loss.reason.as_str())
         {
-            loss.advice = format!(
-                "the overlayd of {} does not run: {}",
-                self.world.name(place),
-                self.world.restart()
-            );
+            let restart = self.world.restart();
+            loss.advice = match &self.world.lab {
+                Some(_) => format!(
+                    "the overlayd of {} does not run: {restart}",
+                    self.world.name(place)
+                ),
+                None => restart,
+            };
         }
         let source = match (loss.evidence, loss.by) {
             (Evidence::Observed, _) if loss.meaning.contains("ICMP error") => Source::Capture,

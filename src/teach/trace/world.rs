@@ -405,7 +405,13 @@ impl World {
     pub(super) fn restart(&self) -> String {
         match &self.lab {
             Some(lab) => format!("`{}` starts it again", state::command(lab, "revive")),
-            None => "start it (`overlayd run`), and look into its log".to_owned(),
+            None => {
+                let socket = self.places.iter().find_map(|place| place.socket.as_ref());
+                let asked = socket
+                    .map(|socket| format!("nobody answers at the socket {}: ", socket.display()));
+                asked.unwrap_or_default()
+                    + "if it listens at another, name that (--socket); if it does not run, start it (`overlayd run`), and look into its log"
+            }
         }
     }
 

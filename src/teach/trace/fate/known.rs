@@ -14,8 +14,7 @@ pub(in crate::teach::trace) fn refused(
     place: &str,
     leg: Leg,
     error: &io::Error,
-    mtu: Option<u32>,
-    device: &str,
+    limit: Option<&str>,
     cause: Option<Cause>,
     legacy: &[&LegacyTable],
 ) -> Loss {
@@ -34,9 +33,9 @@ pub(in crate::teach::trace) fn refused(
     let (reason, meaning, advice) = match error.raw_os_error() {
         Some(libc::EMSGSIZE) => (
             "too-big",
-            match mtu {
-                Some(mtu) => format!(
-                    "the sender's own kernel refuses it: more than the MTU {mtu} of {device}, and it may not be fragmented"
+            match limit {
+                Some(limit) => format!(
+                    "the sender's own kernel refuses it: more than {limit}, and it may not be fragmented"
                 ),
                 None => "the sender's own kernel refuses it: too big, and it may not be fragmented"
                     .to_owned(),

@@ -5,8 +5,10 @@ use anyhow::Result;
 use super::super::explain;
 use super::super::fate::Layer;
 use super::super::{Source, Step};
+use super::kernel::no_chain;
 use super::{State, Walk};
-use crate::kernel::hooks::Hook;
+use crate::kernel::Link;
+use crate::kernel::hooks::{Hook, Rewrite};
 
 impl Walk<'_> {
     /// A bridge looks up the destination's Ethernet address, as it stands in the last capture. `own`: the frame comes from
@@ -22,7 +24,6 @@ impl Walk<'_> {
         let kernel = self.looker.look(place)?;
         let name = kernel.name(bridge);
         let written = explain::mac(mac);
-        let calls = kernel.bridge_calls;
         let entry = kernel.port(bridge, mac).cloned();
         let text = match &entry {
             Some(entry) => format!(
@@ -43,11 +44,13 @@ impl Walk<'_> {
             Vec::new(),
         );
         let first = if own { Hook::Output } else { Hook::Forward };
-        self.pass(place, &Layer::Bridge, &[first, Hook::Postrouting])?;
-        let v6 = self.current().1.is_ipv6();
-        if !own && (calls.0 && !v6 || calls.1 && v6) {
-            let hooks = [Hook::Prerouting, Hook::Forward, Hook::Postrouting];
-            self.pass(place, &Layer::BridgedIp { v6 }, &hooks)?;
+        let hooks = [first, Hook::Postrouting];
+        self.pass(place, &Layer::Bridge, &hooks, (None, None))?;
+        if !own && self.calls_ip(place)? {
+            let v6 = self.current().1.is_ipv6();
+            let hooks = [Hook::Forward, Hook::Postrouting];
+            let both = (bridge_name, bridge_name);
+            self.pass(place, &Layer::BridgedIp { v6 }, &hooks, both)?;
         }
         let port = match entry {
             Some(entry) => entry.port,
@@ -147,20 +150,29 @@ impl Walk<'_> {
             }
             return Ok(State::Receive { place });
         };
-        self.pass(place, &Layer::Bridge, &[Hook::Prerouting])?;
+        let port = kernel.name(ifindex);
+        let way = (Some(port.as_str()), Some(""));
+        self.pass(place, &Layer::Bridge, &[Hook::Prerouting], way)?;
         let kernel = self.looker.look(place)?;
         let own = bridge.mac == Some(mac)
             || kernel
                 .port(bridge.index, mac)
                 .is_some_and(|entry| entry.local);
-        if !own {
+        let called = self.calls_ip(place)?;
+        let turned = called && self.bridged_prerouting(place, &bridge, own)?;
+        if !own && !turned {
             return self.bridged(place, bridge.index, false);
         }
         let name = &bridge.name;
-        let text = format!(
-            "bridge {name}: {} is its own address, so the frame goes up to this host's IP",
-            explain::mac(mac)
-        );
+        let text = match own {
+            true => format!(
+                "bridge {name}: {} is its own address, so the frame goes up to this host's IP",
+                explain::mac(mac)
+            ),
+            false => format!(
+                "bridge {name}: the packet has another destination now, so the frame goes up to this host's IP"
+            ),
+        };
         self.derive(
             place,
             Some(name),
@@ -169,7 +181,8 @@ impl Walk<'_> {
             text,
             Vec::new(),
         );
-        self.pass(place, &Layer::Bridge, &[Hook::Input])?;
+        let way = (None, Some(""));
+        self.pass(place, &Layer::Bridge, &[Hook::Input], way)?;
         if !self.expect(place, bridge.index, false)? {
             if !bridge.up {
                 let cause = self.broken(place, bridge.index)?;
@@ -178,6 +191,40 @@ impl Walk<'_> {
             return self.missed(place, &format!("{name} of {}", self.world.name(place)));
         }
         self.at_device(place, bridge.index, Hook::Ingress)?;
-        Ok(State::Receive { place })
+        Ok(match called {
+            true => State::Route { place },
+            false => State::Receive { place },
+        })
+    }
+
+    /// Chains of IP look at bridged frames of the packet's family.
+    fn calls_ip(&mut self, place: usize) -> Result<bool> {
+        let v6 = self.current().1.is_ipv6();
+        let calls = self.looker.look(place)?.bridge_calls;
+        Ok(if v6 { calls.1 } else { calls.0 })
+    }
+
+    /// IP's PREROUTING for a frame at a bridge, which it does not pass again behind that (`ip_sabotage_in`,
+    /// net/bridge/br_netfilter_hooks.c). `true`: it has another destination there, for which it goes up.
+    fn bridged_prerouting(&mut self, place: usize, bridge: &Link, own: bool) -> Result<bool> {
+        let v6 = self.current().1.is_ipv6();
+        let hooks = [Hook::Prerouting];
+        // To IP it comes from the bridge, not from the port.
+        let way = (Some(bridge.name.as_str()), Some(""));
+        let said = self.pass(place, &Layer::BridgedIp { v6 }, &hooks, way)?;
+        if own && !said {
+            let text = no_chain(Hook::Prerouting.name());
+            self.derive(
+                place,
+                None,
+                Step::Netfilter,
+                Source::Kernel,
+                text,
+                Vec::new(),
+            );
+            self.amend(|row| row.point = None);
+        }
+        let rewritten = self.rewrite(place, Rewrite::Destination, Hook::Prerouting);
+        Ok(rewritten && self.is_seen(place, bridge.index, false))
     }
 }

@@ -30,21 +30,15 @@ impl Walk<'_> {
                 Vec::new(),
             );
         } else if !whole && found.len() > self.fragments.max(1) {
-            let kernel = self.looker.look(place)?;
-            let name = kernel.name(ifindex);
-            let route = match self.looker.route(place, self.packet.dst) {
-                Ok(route) => route.and_then(|route| route.mtu),
-                Err(_) => None,
-            };
-            let mtu = route.or(self.looker.look(place)?.link(ifindex).map(|link| link.mtu));
+            let route = self.looker.route(place, self.packet.dst).unwrap_or(None);
+            let limit = self.limit(place, route.as_ref(), ifindex)?;
             let was = match (&self.lengths[..], self.size) {
                 ([length], _) => format!("its {length} bytes are"),
                 (_, Some(length)) => format!("its {length} bytes are"),
                 _ => "it is".to_owned(),
             };
-            let limit = mtu.map_or(String::new(), |mtu| format!(" {mtu} of"));
             let text = format!(
-                "{was} more than the MTU{limit} {name}: the kernel cuts it into {}, {} bytes; only the destination puts them together",
+                "{was} more than {limit}: the kernel cuts it into {}, {} bytes; only the destination puts them together",
                 explain::count(found.len(), "fragment"),
                 sum(&lengths)
             );

@@ -202,6 +202,16 @@ impl Walk<'_> {
             return Ok(self.lose(place));
         };
         let device = (status.device.index, status.device.name.clone());
+        // What a rule may have dropped at INPUT, and the daemon counts nowhere, never came to it.
+        let (before, after) = (&self.before[place], &self.after[place]);
+        let dropped = fate::daemon_drop(before, after, "inbound", DropReason::ALL).is_some();
+        let pieces = self.fragments.max(1) as u64;
+        if !dropped
+            && self.earliest().is_none()
+            && fate::culprit(place, &self.passed, after, pieces).is_some()
+        {
+            return Ok(self.lose(place));
+        }
         let checks = self.checks(place, &status, &sight);
         let passed = checks.iter().all(|check| check.passed);
         let details = checks.iter().map(|Check { passed, text, .. }| {

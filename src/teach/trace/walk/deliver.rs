@@ -11,11 +11,16 @@ use crate::lab::state;
 impl Walk<'_> {
     /// IP has it: for this host, or to be forwarded?
     pub(super) fn receive(&mut self, place: usize) -> Result<State> {
-        self.hooks(place, &[Hook::Prerouting])?;
+        self.hooks(place, &[Hook::Prerouting], None)?;
         self.rewrite(place, Rewrite::Destination, Hook::Prerouting);
+        self.forward(place)
+    }
+
+    /// IP has it, behind PREROUTING.
+    pub(super) fn forward(&mut self, place: usize) -> Result<State> {
         let (_, dst) = self.current();
         if self.looker.look(place)?.owner(dst).is_none() && self.redirected(place) {
-            self.hooks(place, &[Hook::Input])?;
+            self.hooks(place, &[Hook::Input], None)?;
             return self.delivered(place);
         }
         let kernel = self.looker.look(place)?;
@@ -33,7 +38,7 @@ impl Walk<'_> {
             } else {
                 self.note_whole_datagram(place);
             }
-            self.hooks(place, &[Hook::Input])?;
+            self.hooks(place, &[Hook::Input], None)?;
             if self.outer.is_some() && self.world.places[place].socket.is_some() {
                 return Ok(State::DaemonIn { place });
             }
@@ -61,7 +66,7 @@ impl Walk<'_> {
         if mtu.is_some_and(|mtu| length > mtu as usize) && self.earliest().is_none() {
             return Ok(self.lose(place));
         }
-        self.hooks(place, &[Hook::Forward, Hook::Postrouting])?;
+        self.hooks(place, &[Hook::Forward, Hook::Postrouting], Some(oif))?;
         self.rewrite(place, Rewrite::Source, Hook::Postrouting);
         Ok(State::Transmit { place, oif, next })
     }
@@ -87,9 +92,13 @@ impl Walk<'_> {
             Leg::Reply | Leg::Error => true,
         };
         let (before, after) = (&self.before[place], &self.after[place]);
-        if !came_of_it
-            && (fate::dropped_by_chains(place, &self.passed, before, after).is_some()
-                || fate::legacy(place, &self.passed, after).is_some())
+        let pieces = self.fragments.max(1) as u64;
+        let culprit = fate::culprit(place, &self.passed, after, pieces);
+        // Captures see a reply before INPUT does.
+        let dropped = self.packet.leg == Leg::Reply && culprit.as_ref().is_some_and(|c| c.sure);
+        if dropped
+            || !came_of_it
+                && (culprit.is_some() || fate::legacy(place, &self.passed, after).is_some())
         {
             return Ok(self.lose(place));
         }

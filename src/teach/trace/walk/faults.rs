@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
+use super::super::explain;
 use super::super::fate::{Cause, RAISE_TTL};
 use super::super::tables::candidates;
 use super::super::world::Role;
 use super::{MAX_STATIONS, Walk};
+use crate::kernel::hooks::{Rule, Table};
 use crate::observe::status::Holder;
 
 /// A device takes packets that are longer than its MTU by this, a VLAN tag's length (`__is_skb_forwardable`,
@@ -250,14 +252,25 @@ impl Walk<'_> {
             .iter()
             .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4() == v4);
         let six = if v4 { "" } else { "-6 " };
+        let src = self.current().0;
+        let came = self.last.map(|last| &self.caught[last]);
+        let came = came.filter(|caught| caught.place == place && !caught.out);
+        let kernel = self.looker.look(place)?;
+        // Rules look at where a packet comes from: the question has to say so too.
+        let question = match came {
+            Some(caught) => format!(
+                "ip {six}route get {dst} from {src} iif {}",
+                kernel.name(caught.ifindex)
+            ),
+            None if !kernel.rules(dst).is_empty() => format!("ip {six}route get {dst} from {src}"),
+            None => format!("ip {six}route get {dst}"),
+        };
         let advice = if self.world.places[place].role == Role::Router {
             format!(
                 "a router knows the underlay's networks, and {dst} is in none of them: if it is a pod's, the two nodes have to be on one segment, or the packet encapsulated (`overlayd routes`, on the node that sent it, says whom it cannot reach)"
             )
         } else if default || is_switching {
-            format!(
-                "`ip {six}route get {dst}`, in {here}; on a node: does overlayd run, and is its device up?"
-            )
+            format!("`{question}`, in {here}; on a node: does overlayd run, and is its device up?")
         } else {
             format!(
                 "`ip {six}route`, in {here}: it has no default route (`ip {six}route add default via GATEWAY`)"
@@ -265,7 +278,19 @@ impl Walk<'_> {
         };
         let best = candidates(&kernel.routes, dst).into_iter().next();
         let best = best.filter(|best| best.matches);
+        let by_rule = kernel.rule_that_forbids(dst).filter(|_| best.is_some());
         let forbids = best.and_then(|best| Some((best.route.refuses?, best.route.dst)));
+        if let (None, Some((rule, does))) = (forbids, by_rule) {
+            return Ok(Cause {
+                reason: "no-route",
+                meaning: format!("policy rule {rule} of {here} forbids {dst}: it {does}"),
+                advice: format!(
+                    "`ip {six}rule`, in {here}, shows the rule, and `{question}` what comes of it"
+                ),
+                device: None,
+                at: None,
+            });
+        }
         let (meaning, advice) = match forbids {
             Some((word, net)) => (
                 format!(
@@ -355,6 +380,66 @@ impl Walk<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Chains that may have eaten the question for a neighbour's address, or the answer: of the bridge and of ARP, here, at the
+    /// other end of the cable, and where the neighbour is.
+    pub(super) fn eaten(&mut self, place: usize, oif: u32, next: IpAddr) -> Result<Option<Cause>> {
+        let mut places = vec![place];
+        places.extend(self.looker.other_end(place, oif)?.map(|(other, _)| other));
+        for other in 0..self.world.places.len() {
+            if !places.contains(&other) && self.looker.look(other)?.owner(next).is_some() {
+                places.push(other);
+            }
+        }
+        let mut found = Vec::new();
+        let mut where_ = Vec::new();
+        for at in places {
+            for chain in &self.after[at].chains {
+                let family = match chain.family {
+                    Table::Bridge => true,
+                    Table::Arp => next.is_ipv4(),
+                    _ => false,
+                };
+                let rose = |rule: &Rule| {
+                    rule.packets.is_none()
+                        || self.after[at].rule_rise(&self.before[at], chain, rule.handle) > 0
+                };
+                let rule = chain.rules.iter().any(|rule| rule.drops && rose(rule));
+                if family && (chain.drops || rule) {
+                    let what = if chain.drops {
+                        "the policy drop"
+                    } else {
+                        "a rule that drops"
+                    };
+                    let here = self.world.name(at);
+                    found.push(format!(
+                        "{} in {here} has {what}",
+                        explain::chain_name(chain)
+                    ));
+                    where_.push(here.to_owned());
+                }
+            }
+        }
+        where_.dedup();
+        let asks = if next.is_ipv4() {
+            "ARP"
+        } else {
+            "neighbour discovery"
+        };
+        Ok((!found.is_empty()).then(|| Cause {
+            reason: "no-neighbour",
+            meaning: format!(
+                "nobody answers for {next}, and on the way of {asks} stand chains that may eat it: {}",
+                found.join("; ")
+            ),
+            advice: format!(
+                "`nft -a list ruleset`, in {}: let {asks} through",
+                where_.join(" and ")
+            ),
+            device: None,
+            at: None,
+        }))
     }
 
     /// A frame for another Ethernet address came to a device that is no port of a bridge.

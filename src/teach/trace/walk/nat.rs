@@ -1,12 +1,13 @@
 //! Addresses that netfilter rewrites (NAT): known by the next capture, which has others than the last.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::super::explain;
 use super::super::fate::{Layer, Passage};
 use super::super::{Leg, Source, Step};
 use super::Walk;
-use crate::kernel::hooks::{Hook, Rewrite};
+use crate::kernel::hooks::{Fit, Hook, Rewrite};
 
 impl Walk<'_> {
     /// The packet has passed a hook at which addresses may be rewritten: has this one been? `true`: it has, and goes on with
@@ -57,7 +58,7 @@ impl Walk<'_> {
     }
 
     /// The addresses in the header that counts now, as the next capture has them.
-    fn upcoming(&self) -> Option<(IpAddr, IpAddr)> {
+    pub(super) fn upcoming(&self) -> Option<(IpAddr, IpAddr)> {
         let sight = &self.caught[self.earliest()?].sight;
         match (&self.outer, &sight.outer) {
             (Some(_), Some(outer)) => Some((outer.ip.src, outer.ip.dst)),
@@ -75,6 +76,9 @@ impl Walk<'_> {
             layer: Layer::Ip {
                 v6: self.current().1.is_ipv6(),
             },
+            views: self.views(place, hook, (None, None)),
+            rises: HashMap::new(),
+            row: (0, 0),
         };
         let (before, after) = (&self.before[place], &self.after[place]);
         let mut possible = Vec::new();
@@ -87,6 +91,7 @@ impl Walk<'_> {
                 .rules
                 .iter()
                 .filter(|rule| rule.rewrites == Some(which))
+                .filter(|rule| rule.fits(&passage.views) != Fit::No)
             {
                 let name = explain::rule_name(chain, rule);
                 if after.rule_rise(before, chain, rule.handle) > 0 {

@@ -23,12 +23,14 @@ impl Walk<'_> {
     /// A program or the kernel of `place` sends: route, OUTPUT, POSTROUTING.
     pub(super) fn emit(&mut self, place: usize, refused: Option<&io::Error>) -> Result<State> {
         if let Some(error) = refused {
-            let (mtu, local) = self.first_mtu(place)?;
+            let limit = self.first_limit(place)?;
             let no_route = match error.raw_os_error() {
                 Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => true,
                 // What the kernel says of a route that forbids (fib_props, net/ipv4/fib_semantics.c).
                 Some(libc::EACCES | libc::EINVAL) => {
-                    self.looker.route(place, self.packet.dst)?.is_none()
+                    let dst = self.packet.dst;
+                    self.looker.route(place, dst)?.is_none()
+                        || self.looker.look(place)?.rule_that_forbids(dst).is_some()
                 }
                 _ => false,
             };
@@ -40,13 +42,20 @@ impl Walk<'_> {
             let v6 = self.packet.dst.is_ipv6();
             let mut legacy = self.after[place].legacy_at(v6, &[Hook::Output]);
             legacy.retain(|table| table.may_drop());
-            let loss = fate::refused(name, self.packet.leg, error, mtu, &local, cause, &legacy);
+            let loss = fate::refused(
+                name,
+                self.packet.leg,
+                error,
+                limit.as_deref(),
+                cause,
+                &legacy,
+            );
             return Ok(self.lost(place, loss));
         }
         let Some((mut oif, mut next)) = self.routed(place, "looks up the route")? else {
             return Ok(self.lose(place));
         };
-        self.hooks(place, &[Hook::Output, Hook::Postrouting])?;
+        self.hooks(place, &[Hook::Output, Hook::Postrouting], Some(oif))?;
         if self.rewrite(place, Rewrite::Destination, Hook::Output) {
             let again = self.routed(place, "looks up the route again")?;
             (oif, next) = again.unwrap_or((oif, next));
@@ -55,17 +64,37 @@ impl Walk<'_> {
         Ok(State::Transmit { place, oif, next })
     }
 
-    /// The MTU of the device that the packet would leave by, and the device's name.
-    fn first_mtu(&mut self, place: usize) -> Result<(Option<u32>, String)> {
+    /// What limits the length of a packet that a place sends, in words.
+    fn first_limit(&mut self, place: usize) -> Result<Option<String>> {
         let (_, dst) = self.current();
-        let route = self.looker.route(place, dst)?;
+        let Some(route) = self.looker.route(place, dst)? else {
+            return Ok(None);
+        };
+        let oif = route.oif.unwrap_or(0);
+        self.limit(place, Some(&route), oif).map(Some)
+    }
+
+    /// `the MTU 1450 of eth0`, or what the route limits below that.
+    pub(super) fn limit(
+        &mut self,
+        place: usize,
+        route: Option<&Route>,
+        oif: u32,
+    ) -> Result<String> {
         let kernel = self.looker.look(place)?;
-        let link = route.as_ref().and_then(|route| kernel.link(route.oif?));
-        let mtu = route
-            .as_ref()
-            .and_then(|route| route.mtu)
-            .or(link.map(|link| link.mtu));
-        Ok((mtu, link.map(|link| link.name.clone()).unwrap_or_default()))
+        let (name, mtu) = (kernel.name(oif), kernel.link(oif).map(|link| link.mtu));
+        let of_route = route.and_then(|route| Some((route.mtu?, route.expires)));
+        Ok(match (of_route, mtu) {
+            (Some((mtu, Some(seconds))), _) => format!(
+                "the path MTU {mtu} that ICMP taught {} (it expires in {seconds} s)",
+                self.world.name(place)
+            ),
+            (Some((mtu, None)), link) if Some(mtu) != link => {
+                format!("the MTU {mtu} of the route by {name}")
+            }
+            (_, Some(mtu)) => format!("the MTU {mtu} of {name}"),
+            (_, None) => format!("the MTU of {name}"),
+        })
     }
 
     /// Looks up the route: the device and the next hop. `None`: there is none.
@@ -136,9 +165,11 @@ impl Walk<'_> {
         let Some((route, oif)) = chosen.and_then(|route| route.oif.map(|oif| (route, oif))) else {
             let best = all.first().filter(|best| best.matches);
             let refusing = best.and_then(|best| Some((best.route.refuses?, best.route.dst)));
-            let text = match refusing {
-                Some((word, net)) => format!("{what} to {dst}: `{word} {net}` forbids it"),
-                None => format!("{what} to {dst}: there is none"),
+            let by_rule = kernel.rule_that_forbids(dst).filter(|_| best.is_some());
+            let text = match (refusing, by_rule) {
+                (Some((word, net)), _) => format!("{what} to {dst}: `{word} {net}` forbids it"),
+                (None, Some((rule, does))) => format!("{what} to {dst}: policy rule {rule} {does}"),
+                (None, None) => format!("{what} to {dst}: there is none"),
             };
             self.derive(place, None, Step::Route, Source::Kernel, text, details);
             self.amend(|row| row.routing = Some(facts));
@@ -149,12 +180,19 @@ impl Walk<'_> {
         let link = kernel.link(oif);
         let name = kernel.name(oif);
         let mtu = route.mtu.or(link.map(|link| link.mtu));
+        let path = if route.expires.is_some() { "path " } else { "" };
+        if let (Some(mtu), Some(seconds)) = (route.mtu, route.expires) {
+            details.push(format!(
+                "no route, but what ICMP taught {} of this destination: path MTU {mtu}, expires in {seconds} s (`ip route get {dst}`)",
+                self.world.name(place)
+            ));
+        }
         let fits = match (length, mtu) {
             _ if self.outer.is_some() => String::new(),
             (Some(length), Some(mtu)) if length > mtu as usize => {
-                format!("; its {length} bytes are more than the MTU of {mtu}")
+                format!("; its {length} bytes are more than the {path}MTU of {mtu}")
             }
-            (Some(length), Some(mtu)) => format!("; its {length} bytes fit the MTU of {mtu}"),
+            (Some(length), Some(mtu)) => format!("; its {length} bytes fit the {path}MTU of {mtu}"),
             _ => String::new(),
         };
         let via = route
