@@ -94,9 +94,15 @@ fn rules_that_look_at_marks() {
 #[test]
 fn a_learned_path_mtu_is_no_route() {
     let lab = Up::new("learn", &["--nodes", "2"]);
-    lab.does(&["node1: ip link set eth0 mtu 1400"]);
+    // The daemon follows its underlay's MTU in its own time.
+    let follows = |mtu: u32| {
+        format!(
+            "node1: for i in $(seq 100); do ip link show overlay0 | grep -q 'mtu {mtu}' && break; sleep 0.1; done"
+        )
+    };
+    lab.does(&["node1: ip link set eth0 mtu 1400", &follows(1350)]);
     lab.told(&["node1/pod1", "node2/pod1", "--size", "1450", "--df"]);
-    lab.does(&["node1: ip link set eth0 mtu 1500"]);
+    lab.does(&["node1: ip link set eth0 mtu 1500", &follows(1450)]);
     let trace = lab.told(&["node1/pod1", "node2/pod1", "--size", "1400"]);
     let route = step(&trace, "request", "node1/pod1", "route");
     let said = details(route);
