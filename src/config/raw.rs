@@ -54,6 +54,13 @@ impl RawConfig {
             .find(|setting| setting.key == name && matches!(setting.origin, Origin::File { .. }))
     }
 
+    /// Does a flag or a variable set it?
+    pub(crate) fn given(&self, name: &str) -> bool {
+        self.settings.iter().any(|setting| {
+            setting.key == name && matches!(setting.origin, Origin::Flag | Origin::Env(_))
+        })
+    }
+
     /// Adds settings of lower precedence than all before.
     pub(crate) fn push(&mut self, setting: Setting) {
         self.settings.push(setting);
