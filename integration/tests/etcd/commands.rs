@@ -262,3 +262,57 @@ fn where_the_store_is_can_be_said_in_every_way() {
     assert!(said.status.success(), "{said:?}");
     assert!(etcd.subnets().is_empty());
 }
+
+#[test]
+fn a_check_asks_etcd_or_says_that_it_did_not() {
+    let bed = Bed::with(&Spec {
+        pods: false,
+        ..Spec::default()
+    });
+    let mut etcd = Etcd::start(&bed);
+    let check = |etcd: &Etcd, more: &[&str]| {
+        let endpoints = format!("--etcd-endpoints={}", etcd.endpoint());
+        let words = ["config", "check", "--store=etcd", &endpoints];
+        let done = overlayd(&bed, &[&words[..], more].concat());
+        (done.status.code(), text(&done))
+    };
+    let (code, said) = check(&etcd, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("has no configuration yet"), "{said}");
+
+    etcd.configure(VXLAN);
+    let value = r#"{"PublicIP":"10.99.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:58:0a:63:00:02"}}"#;
+    etcd.lease("10.244.62.0-24", value);
+    let (code, said) = check(&etcd, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("network   10.244.0.0/16\n") && said.contains("1 of 1 accepted"),
+        "{said}"
+    );
+    // What would be left out.
+    etcd.lease("10.245.1.0-24", value);
+    etcd.lease("10.244.9.0-24", "{");
+    let (code, said) = check(&etcd, &[]);
+    assert_eq!(code, Some(5), "{said}");
+    assert!(
+        said.contains("1 of 3 accepted")
+            && said.contains("10.245.1.0-24 refused")
+            && said.contains("10.244.9.0-24 unreadable"),
+        "{said}"
+    );
+    // What the daemon would not start with.
+    etcd.configure(r#"{"Network":"10.244.0.0/33"}"#);
+    assert_eq!(check(&etcd, &[]).0, Some(78));
+
+    etcd.kill();
+    let (code, said) = check(&etcd, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("etcd was not asked: etcd at http")
+            && said.contains("good, as far as can be told without etcd"),
+        "{said}"
+    );
+    let (_, said) = check(&etcd, &["--json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["etcd"]["asked"], false);
+}
