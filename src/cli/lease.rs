@@ -30,10 +30,11 @@ pub(super) struct Args {
 /// Where the store is.
 #[derive(clap::Args)]
 struct Place {
-    /// The configuration file that names the store [default: /etc/overlayd/overlayd.toml, if it is there]
+    /// The configuration file that names the store, where neither a flag nor a variable (FLANNELD_ETCD_ENDPOINTS too)
+    /// does [default: /etc/overlayd/overlayd.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "OVERLAYD_CONFIG")]
     config: Option<PathBuf>,
-    /// As for `overlayd run`, and as the variables FLANNELD_ETCD_*: one that is of etcd means etcd
+    // One that is of etcd means etcd.
     #[command(flatten)]
     flags: StoreFlags,
 }

@@ -28,6 +28,9 @@ pub struct Report {
     pub etcd: Option<Etcd>,
 }
 
+/// Keys of etcd, each with its lease or why its value cannot be read.
+type Keyed = Vec<(String, Result<Lease, String>)>;
+
 /// What came of asking etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Etcd {
@@ -112,7 +115,7 @@ impl Verdict {
         verdict
     }
 
-    fn of_etcd(config: &Config, listed: Vec<(String, Result<Lease, String>)>) -> Self {
+    fn of_etcd(config: &Config, listed: Keyed) -> Self {
         let (mut keys, mut leases, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
         for (key, lease) in listed {
             match lease {
@@ -181,10 +184,7 @@ pub fn run_check(
 }
 
 /// The overlay's configuration and the leases in etcd, if it answers soon.
-#[allow(clippy::type_complexity)]
-fn ask(
-    store: &EtcdStore,
-) -> Result<(Option<Vec<u8>>, Vec<(String, Result<Lease, String>)>), String> {
+fn ask(store: &EtcdStore) -> Result<(Option<Vec<u8>>, Keyed), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -223,8 +223,9 @@ impl Report {
                 .map(|(index, text)| json!({"index": index, what: text}))
                 .collect()
         };
-        let leases = match &self.leases {
-            Ok(verdict) => json!({
+        let leases = match (&self.leases, &self.etcd) {
+            (_, Some(Etcd::Silent(why))) => json!({"path": path, "error": why}),
+            (Ok(verdict), _) => json!({
                 "path": path,
                 "total": verdict.total,
                 "accepted": verdict.accepted,
@@ -234,7 +235,7 @@ impl Report {
                 "refused": list(&verdict.refused_leases, "reason"),
                 "unreadable": verdict.unreadable.iter().map(|(key, why)| json!({"key": key, "reason": why})).collect::<Vec<_>>(),
             }),
-            Err(error) => json!({"path": path, "error": error.to_string()}),
+            (Err(error), _) => json!({"path": path, "error": error.to_string()}),
         };
         let routes = self.leases.as_ref().map_or(Vec::new(), |verdict| {
             list(&verdict.refused_routes, "reason")
@@ -289,7 +290,9 @@ impl fmt::Display for Report {
         let networks: Vec<_> = networks.into_iter().flatten().collect();
         writeln!(f, "node      {}", config.node.name)?;
         let unknown = match (&config.store, &self.etcd) {
-            (Store::Etcd(store), Some(Etcd::Blank | Etcd::Silent(_))) => Some(&store.prefix),
+            (Store::Etcd(store), Some(Etcd::Blank | Etcd::Silent(_))) if networks.is_empty() => {
+                Some(&store.prefix)
+            }
             _ => None,
         };
         match unknown {

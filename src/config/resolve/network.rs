@@ -102,9 +102,11 @@ impl Resolver {
     /// of the file in our own words is not to believe that it counts.
     fn no_net_conf(&mut self, setting: &Setting) {
         let why =
-            "with the leases in etcd, network and backend are read from etcd's <prefix>/config";
+            "with the leases in etcd network and backend are read from etcd's <prefix>/config";
         if self.raw.is_flannels(setting) {
-            let what = setting.problem(format!("has no effect: {why}"));
+            let what = setting.problem(format!(
+                "has no effect, as flanneld's net-config-path with etcd: {why}"
+            ));
             self.raw.warnings.push(what);
         } else {
             let what = setting.problem(format!("{why}; take this out"));
