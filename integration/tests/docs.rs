@@ -220,7 +220,7 @@ fn flannel() -> String {
         String::from("| flanneld's flag | overlayd | flanneld's default |\n|---|---|---|\n");
     for flag in FLAGS.iter().filter(|flag| flag.name != "h") {
         let here = match flag.meaning {
-            Meaning::Sets(name) => format!("`{name}`"),
+            Meaning::Sets(name) => format!("`{name}`{}", flag.but()),
             Meaning::HealthzIp | Meaning::HealthzPort => "`control.metrics`".to_owned(),
             Meaning::Verbosity => "`log.level`: from 2 on debug, from 10 on trace".to_owned(),
             Meaning::Refused(why) => format!("refused: {why}"),

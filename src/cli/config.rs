@@ -13,10 +13,11 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Check the configuration and the lease file it names, as the daemon would read them.
+    /// Check the configuration and the leases it names, in a file or in etcd, as the daemon would read them.
     ///
-    /// Exit code 0: good. 78: the configuration is bad, or the lease file can not be used. 5: the
-    /// daemon would start, and leave a lease or route out.
+    /// Exit code 0: good; an etcd that does not answer is named, and does not change that. 78: the
+    /// configuration is bad, or the lease file can not be used. 5: the daemon would start, and leave
+    /// a lease or route out.
     Check {
         /// The configuration file.
         #[arg(long, value_name = "FILE", env = "OVERLAYD_CONFIG")]

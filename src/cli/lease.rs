@@ -1,6 +1,6 @@
 //! `overlayd lease`: the leases in the store, and this node's own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 use super::ask::{self, refused};
 use super::{Exit, Socket, complain, say};
-use crate::config::{Config, Overrides, Store};
-use crate::lease::etcd;
+use crate::config::{Config, Store, StoreFlags};
+use crate::lease::etcd::{self, Newcomer};
 use crate::lease::file::FileStore;
 use crate::lease::schema::Subnets;
 use crate::lease::{Lease, store, subnet_env};
-use crate::observe::client;
+use crate::observe::client::{self, AskError};
 use crate::observe::status::{Holder, Status};
 
 /// Version of the JSON that these commands print.
@@ -30,9 +30,13 @@ pub(super) struct Args {
 /// Where the store is.
 #[derive(clap::Args)]
 struct Place {
-    /// The configuration file that names the store [default: /etc/overlayd/overlayd.toml, if it is there]
+    /// The configuration file that names the store, where neither a flag nor a variable (FLANNELD_ETCD_ENDPOINTS too)
+    /// does [default: /etc/overlayd/overlayd.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "OVERLAYD_CONFIG")]
     config: Option<PathBuf>,
+    // One that is of etcd means etcd.
+    #[command(flatten)]
+    flags: StoreFlags,
 }
 
 #[derive(Subcommand)]
@@ -68,11 +72,15 @@ enum Command {
     },
     /// Keep a subnet for a node for ever: its lease does not end any more
     Reserve {
-        /// The subnet, such as 10.244.7.0/24; of a dual-stack lease both, parted by a comma
+        /// The subnet, such as 10.244.7.0/24; of a dual-stack lease both, parted by a comma, or, where a node holds them
+        /// already, either
         subnet: String,
         /// For the node with this address; without it, for the node that holds the subnet now
         #[arg(long, value_name = "ADDRESS")]
         public_ip: Option<Ipv4Addr>,
+        /// The node's IPv6 address, where nodes have one
+        #[arg(long, value_name = "ADDRESS")]
+        public_ipv6: Option<Ipv6Addr>,
         #[command(flatten)]
         place: Place,
         /// Print what was done as JSON
@@ -81,7 +89,8 @@ enum Command {
     },
     /// Give a lease back: this node's, by its daemon, or the one of a subnet
     Release {
-        /// The subnet of a node that is gone; without it, this node's
+        /// The subnet of a node that is gone, of a dual-stack lease either or both, parted by a comma; without it, this
+        /// node's
         subnet: Option<String>,
         #[command(flatten)]
         place: Place,
@@ -105,9 +114,16 @@ pub(super) fn main(args: Args) -> Exit {
         Command::Reserve {
             subnet,
             public_ip,
+            public_ipv6,
             place,
             json,
-        } => reserve(&place, &subnet, public_ip, json),
+        } => {
+            let public = fdb::Endpoint {
+                v4: public_ip,
+                v6: public_ipv6,
+            };
+            reserve(&place, &subnet, public, json)
+        }
         Command::Release {
             subnet: None,
             socket,
@@ -151,19 +167,18 @@ impl From<String> for Failed {
     }
 }
 
-fn config(place: &Place) -> Result<Config, Failed> {
-    let overrides = Overrides::default();
-    Config::load(place.config.as_deref(), &overrides, std::env::vars_os())
+fn store(place: &Place) -> Result<Store, Failed> {
+    Config::load_store(place.config.as_deref(), &place.flags.0, std::env::vars_os())
         .map_err(|error| Failed::Config(error.to_string()))
 }
 
-/// Runs `f` on the etcd store that the configuration names.
+/// Runs `f` on the etcd store that flags, variables or the configuration name.
 fn on_etcd<T>(
     place: &Place,
     f: impl AsyncFnOnce(&mut etcd::Store) -> Result<T, String>,
 ) -> Result<T, Failed> {
-    let config = config(place)?;
-    let Store::Etcd(store) = &config.store else {
+    let store = store(place)?;
+    let Store::Etcd(store) = &store else {
         return Err("the leases stand in a file: change the file instead"
             .to_owned()
             .into());
@@ -180,7 +195,7 @@ fn on_etcd<T>(
 }
 
 fn ls(place: &Place, json: bool) -> Result<Exit, Failed> {
-    let listed = match &config(place)?.store {
+    let listed = match &store(place)? {
         Store::File { path } => {
             let leases = FileStore::new(path)
                 .load()
@@ -219,13 +234,9 @@ fn ls(place: &Place, json: bool) -> Result<Exit, Failed> {
         };
         match lease {
             Ok(lease) => {
-                let subnets: Vec<_> = Subnets::of(lease)
-                    .iter()
-                    .map(|net| net.to_string())
-                    .collect();
                 let backend = lease.backend_type.clone().unwrap_or_else(|| "-".into());
                 [
-                    subnets.join(" "),
+                    Subnets::of(lease).to_string(),
                     lease.endpoint().to_string(),
                     backend,
                     end,
@@ -314,44 +325,23 @@ fn who(socket: &Socket, ip: IpAddr, json: bool) -> Exit {
         Ok(who) => who,
         Err(error) => return refused(&error),
     };
-    if json {
-        say(format_args!("{:#}", json!(who)));
-        return Exit::Ok;
-    }
-    match who.holder {
+    match &who.holder {
+        _ if json => say(format_args!("{:#}", json!(who))),
         Holder::Local => say(format_args!("{ip} is this node's")),
-        Holder::None => {
-            say(format_args!("{ip} is nobody's: no lease covers it"));
-            return Exit::Failed;
-        }
+        Holder::None => say(format_args!("{ip} is nobody's: no lease covers it")),
         Holder::Peer { to, .. } => say(format_args!("{ip} is at {}", to.ip())),
     }
-    Exit::Ok
+    match who.holder {
+        Holder::None => Exit::Failed,
+        Holder::Local | Holder::Peer { .. } => Exit::Ok,
+    }
 }
 
-fn reserve(
-    place: &Place,
-    subnet: &str,
-    public_ip: Option<Ipv4Addr>,
-    json: bool,
-) -> Result<Exit, Failed> {
+fn reserve(place: &Place, subnet: &str, public: fdb::Endpoint, json: bool) -> Result<Exit, Failed> {
     let subnets = parse(subnet)?;
-    let node = match public_ip {
+    let node = match public.ips().next() {
         None => None,
-        Some(ip) => {
-            let conf = on_etcd(place, async |store| store.net_conf().await)?;
-            let overrides = Overrides::default().with_store_conf(conf.as_deref());
-            let config = Config::load(place.config.as_deref(), &overrides, std::env::vars_os())
-                .map_err(|error| Failed::Config(error.to_string()))?;
-            if !config.pool.network_contains(&subnets) {
-                return Err(format!("{subnet} lies outside of the overlay network").into());
-            }
-            let public = fdb::Endpoint {
-                v4: Some(ip),
-                v6: None,
-            };
-            Some(store::attributes(&config, public))
-        }
+        Some(_) => Some(newcomer(place, public)?),
     };
     let lease = on_etcd(place, async |store| store.reserve(subnets, node).await)?;
     match json {
@@ -364,15 +354,30 @@ fn reserve(
     Ok(Exit::Ok)
 }
 
+/// The node with these public IPs, as the overlay's configuration in the store has it.
+fn newcomer(place: &Place, public: fdb::Endpoint) -> Result<Newcomer, Failed> {
+    let conf = on_etcd(place, async |store| store.net_conf().await)?.ok_or_else(|| {
+        "etcd has no configuration of the overlay yet: write <prefix>/config first".to_owned()
+    })?;
+    let flags = place.flags.0.clone().set("store.type", "etcd");
+    let overrides = flags.with_store_conf(Some(&conf));
+    let config = Config::load(place.config.as_deref(), &overrides, std::env::vars_os())
+        .map_err(|error| Failed::Config(error.to_string()))?;
+    Ok(Newcomer {
+        attributes: store::attributes(&config, public),
+        pool: config.pool,
+    })
+}
+
 fn release(place: &Place, subnet: &str, json: bool) -> Result<Exit, Failed> {
     let subnets = parse(subnet)?;
-    on_etcd(place, async |store| store.release(subnets).await)?;
+    let released = on_etcd(place, async |store| store.release(subnets).await)?;
     match json {
         true => say(format_args!(
             "{:#}",
-            json!({"version": VERSION, "released": subnet})
+            json!({"version": VERSION, "released": released.to_string()})
         )),
-        false => say(format_args!("released {subnet}")),
+        false => say(format_args!("released {released}")),
     }
     Ok(Exit::Ok)
 }
@@ -384,11 +389,15 @@ fn release_own(socket: &Socket, json: bool) -> Exit {
             match json {
                 true => say(format_args!("{answer:#}")),
                 false => say(format_args!(
-                    "released {}: the daemon forwards until it is stopped, and takes no other lease",
+                    "released {}: other nodes send this one nothing any more, and its daemon takes no lease until it is restarted",
                     answer["released"].as_str().unwrap_or_default()
                 )),
             }
             Exit::Ok
+        }
+        Err(AskError::Broken { why, .. }) => {
+            tell!("overlayd: the lease was not given back: {why}");
+            Exit::Error
         }
         Err(error) => refused(&error),
     }
@@ -405,8 +414,9 @@ fn parse(text: &str) -> Result<Subnets, String> {
                     net.trunc()
                 ));
             }
-            Ok(IpNet::V4(net)) => subnets.v4 = Some(net),
-            Ok(IpNet::V6(net)) => subnets.v6 = Some(net),
+            Ok(IpNet::V4(net)) if subnets.v4.is_none() => subnets.v4 = Some(net),
+            Ok(IpNet::V6(net)) if subnets.v6.is_none() => subnets.v6 = Some(net),
+            Ok(_) => return Err(format!("{text}: one subnet of each family at most")),
             Err(_) => {
                 return Err(format!(
                     "{part} is no subnet; write for example 10.244.7.0/24"
@@ -456,6 +466,7 @@ mod tests {
         for (bad, word) in [
             ("10.244.7.1/24", "10.244.7.0/24"),
             ("x", "no subnet"),
+            ("10.244.7.0/24,10.244.8.0/24", "one subnet of each family"),
             ("", "no subnet"),
         ] {
             let error = parse(bad).unwrap_err();

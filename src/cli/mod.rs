@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind as ErrorKindOfClap};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::lab::traffic::Cancel;
@@ -159,7 +159,12 @@ fn refused(mut error: clap::Error) -> Exit {
         }
     }
     let is_answer = !error.use_stderr();
-    match error.print() {
+    let unknown = error.kind() == ErrorKindOfClap::UnknownArgument;
+    let printed = error.print();
+    if let Some(flag) = unknown.then(flannels_flag).flatten() {
+        tell!("\n{flag} is a flag of flanneld's: `overlayd flannel` takes those");
+    }
+    match printed {
         Err(cause) if is_answer && cause.kind() != ErrorKind::BrokenPipe => {
             unwritten(cause);
             Exit::Error
@@ -167,6 +172,16 @@ fn refused(mut error: clap::Error) -> Exit {
         _ if is_answer => Exit::Ok,
         _ => Exit::Usage,
     }
+}
+
+/// The flag of flanneld's that `overlayd run` was given.
+fn flannels_flag() -> Option<String> {
+    let mut args = std::env::args_os().skip(1);
+    args.next().filter(|command| command == "run")?;
+    let args: Vec<String> = args.filter_map(|arg| arg.into_string().ok()).collect();
+    let flag = crate::config::flannel::stray(args.iter().map(String::as_str))?;
+    // The value may be a password.
+    flag.split('=').next().map(str::to_owned)
 }
 
 /// Is there a hidden command of this name, at any depth?

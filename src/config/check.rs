@@ -3,16 +3,19 @@
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::options::{OPTIONS, Opt, SECTIONS};
-use super::{Backend, Config, ConfigError, Overrides, Store};
+use super::{Backend, Config, ConfigError, EtcdStore, Overrides, Store};
 use crate::lease::file::FileStore;
-use crate::lease::{Lease, LeaseError, sync};
+use crate::lease::{Lease, LeaseError, etcd, sync};
 
 /// Version of the JSON form of a [`Report`].
 const JSON_VERSION: u32 = 1;
+/// etcd may take so long: one member that is silent, and one that answers.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What `config check` found in a valid configuration.
 #[derive(Debug)]
@@ -21,6 +24,22 @@ pub struct Report {
     pub config: Config,
     /// The leases it names.
     pub leases: Result<Verdict, LeaseError>,
+    /// Where it names etcd: what came of asking it.
+    pub etcd: Option<Etcd>,
+}
+
+/// Keys of etcd, each with its lease or why its value cannot be read.
+type Keyed = Vec<(String, Result<Lease, String>)>;
+
+/// What came of asking etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Etcd {
+    /// It holds the overlay's configuration, which has been checked with the rest.
+    Configured,
+    /// It answers, and holds none yet.
+    Blank,
+    /// It could not be asked, and why.
+    Silent(String),
 }
 
 /// What the daemon would make of the leases and routes.
@@ -40,6 +59,10 @@ pub struct Verdict {
     pub refused_leases: Vec<(usize, String)>,
     /// Refused static routes: their index from 0, and why.
     pub refused_routes: Vec<(usize, String)>,
+    /// Keys of etcd whose value cannot be read, and why.
+    pub unreadable: Vec<(String, String)>,
+    /// The keys of etcd that the leases stand under.
+    keys: Vec<String>,
 }
 
 impl Verdict {
@@ -71,7 +94,8 @@ impl Verdict {
             }
         }
         let ours: Vec<_> = node.ips().collect();
-        if !ours.is_empty() {
+        // With etcd a node takes one.
+        if !ours.is_empty() && matches!(config.store, Store::File { .. }) {
             verdict.no_own = sync::find_own(leases, &ours)
                 .err()
                 .map(|error| error.to_string());
@@ -90,6 +114,32 @@ impl Verdict {
         }
         verdict
     }
+
+    fn of_etcd(config: &Config, listed: Keyed) -> Self {
+        let (mut keys, mut leases, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, lease) in listed {
+            match lease {
+                Ok(lease) => {
+                    keys.push(key);
+                    leases.push(lease);
+                }
+                Err(why) => unreadable.push((key, why)),
+            }
+        }
+        let verdict = Verdict::of(config, &leases);
+        Verdict {
+            total: leases.len() + unreadable.len(),
+            unreadable,
+            keys,
+            ..verdict
+        }
+    }
+
+    /// A lease, as people find it again.
+    fn name(&self, index: usize) -> String {
+        let key = self.keys.get(index);
+        key.map_or_else(|| format!("lease {index}"), Clone::clone)
+    }
 }
 
 /// Checks a configuration and the leases it names, as the daemon would read them.
@@ -101,15 +151,54 @@ pub fn run_check(
     overrides: &Overrides,
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Report, ConfigError> {
-    let config = Config::load(path, overrides, env)?;
-    let leases = match &config.store {
-        Store::File { path } => FileStore::new(path)
-            .load()
-            .map(|leases| Verdict::of(&config, &leases)),
-        // They are in a cluster's hands, and not looked at for a check of what is written here.
-        Store::Etcd(_) => Ok(Verdict::default()),
+    let env: Vec<_> = env.into_iter().collect();
+    let config = Config::load(path, overrides, env.iter().cloned())?;
+    let store = match &config.store {
+        Store::File { path } => {
+            let leases = FileStore::new(path).load();
+            let leases = leases.map(|leases| Verdict::of(&config, &leases));
+            return Ok(Report {
+                config,
+                leases,
+                etcd: None,
+            });
+        }
+        Store::Etcd(store) => store,
     };
-    Ok(Report { config, leases })
+    let (config, leases, etcd) = match ask(store) {
+        Ok((Some(conf), listed)) => {
+            let overrides = overrides.clone().with_store_conf(Some(&conf));
+            let config = Config::load(path, &overrides, env)?;
+            let verdict = Verdict::of_etcd(&config, listed);
+            (config, verdict, Etcd::Configured)
+        }
+        // Without a network there is nothing to judge leases by.
+        Ok((None, _)) => (config, Verdict::default(), Etcd::Blank),
+        Err(why) => (config, Verdict::default(), Etcd::Silent(why)),
+    };
+    Ok(Report {
+        config,
+        leases: Ok(leases),
+        etcd: Some(etcd),
+    })
+}
+
+/// The overlay's configuration and the leases in etcd, if it answers soon.
+fn ask(store: &EtcdStore) -> Result<(Option<Vec<u8>>, Keyed), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let asked = async {
+            let mut store = etcd::Store::open(store).await?;
+            Ok((store.net_conf().await?, store.leases().await?))
+        };
+        let late = |_| Err(format!("no answer within {} s", PATIENCE.as_secs()));
+        tokio::time::timeout(PATIENCE, asked)
+            .await
+            .unwrap_or_else(late)
+    })
 }
 
 impl Report {
@@ -119,6 +208,7 @@ impl Report {
             verdict.refused_leases.is_empty()
                 && verdict.refused_routes.is_empty()
                 && verdict.no_own.is_none()
+                && verdict.unreadable.is_empty()
         };
         self.leases.as_ref().is_ok_and(complete)
     }
@@ -133,8 +223,9 @@ impl Report {
                 .map(|(index, text)| json!({"index": index, what: text}))
                 .collect()
         };
-        let leases = match &self.leases {
-            Ok(verdict) => json!({
+        let leases = match (&self.leases, &self.etcd) {
+            (_, Some(Etcd::Silent(why))) => json!({"path": path, "error": why}),
+            (Ok(verdict), _) => json!({
                 "path": path,
                 "total": verdict.total,
                 "accepted": verdict.accepted,
@@ -142,8 +233,9 @@ impl Report {
                 "no_own": verdict.no_own,
                 "skipped": list(&verdict.skipped, "backend"),
                 "refused": list(&verdict.refused_leases, "reason"),
+                "unreadable": verdict.unreadable.iter().map(|(key, why)| json!({"key": key, "reason": why})).collect::<Vec<_>>(),
             }),
-            Err(error) => json!({"path": path, "error": error.to_string()}),
+            (Err(error), _) => json!({"path": path, "error": error.to_string()}),
         };
         let routes = self.leases.as_ref().map_or(Vec::new(), |verdict| {
             list(&verdict.refused_routes, "reason")
@@ -163,6 +255,11 @@ impl Report {
             },
             "device": {"name": config.device.name, "mtu": config.device.mtu},
             "leases": leases,
+            "etcd": self.etcd.as_ref().map(|etcd| match etcd {
+                Etcd::Configured => json!({"asked": true, "configured": true}),
+                Etcd::Blank => json!({"asked": true, "configured": false}),
+                Etcd::Silent(why) => json!({"asked": false, "reason": why}),
+            }),
             "routes": {"total": config.routes.len(), "refused": routes},
         })
     }
@@ -192,8 +289,18 @@ impl fmt::Display for Report {
         ];
         let networks: Vec<_> = networks.into_iter().flatten().collect();
         writeln!(f, "node      {}", config.node.name)?;
-        writeln!(f, "network   {}", networks.join(", "))?;
+        let unknown = match (&config.store, &self.etcd) {
+            (Store::Etcd(store), Some(Etcd::Blank | Etcd::Silent(_))) if networks.is_empty() => {
+                Some(&store.prefix)
+            }
+            _ => None,
+        };
+        match unknown {
+            None => writeln!(f, "network   {}", networks.join(", "))?,
+            Some(prefix) => writeln!(f, "network   as etcd's {prefix}/config will say")?,
+        }
         match &config.backend {
+            _ if unknown.is_some() => writeln!(f, "backend   the same")?,
             Backend::Udp(udp) => writeln!(f, "backend   udp, port {}", udp.port)?,
             Backend::Vxlan(vxlan) => {
                 writeln!(f, "backend   vxlan, VNI {}, port {}", vxlan.vni, vxlan.port)?;
@@ -205,13 +312,19 @@ impl fmt::Display for Report {
             Backend::Alloc => writeln!(f, "backend   alloc: the lease is all")?,
         }
         match config.device.mtu {
+            _ if unknown.is_some() => writeln!(f, "device    the same")?,
             _ if !config.backend.encapsulates() => writeln!(f, "device    none")?,
             Some(mtu) => writeln!(f, "device    {}, MTU {mtu}", config.device.name)?,
             None => writeln!(f, "device    {}, MTU from the underlay", config.device.name)?,
         }
         let path = store_name(config);
-        match &self.leases {
-            Ok(verdict) => {
+        match (&self.leases, &self.etcd) {
+            (_, Some(Etcd::Silent(why))) => writeln!(f, "leases    etcd was not asked: {why}")?,
+            (_, Some(Etcd::Blank)) => writeln!(
+                f,
+                "leases    {path} has no configuration yet: the daemon waits until somebody writes it"
+            )?,
+            (Ok(verdict), _) => {
                 writeln!(
                     f,
                     "leases    {} of {} accepted, {}",
@@ -221,7 +334,13 @@ impl fmt::Display for Report {
                 let place = place.unwrap_or("the default route's interface");
                 match (&verdict.no_own, verdict.own) {
                     (Some(why), _) => writeln!(f, "own lease {why}")?,
-                    (None, Some(index)) => writeln!(f, "own lease lease {index}")?,
+                    (None, Some(index)) => writeln!(f, "own lease {}", verdict.name(index))?,
+                    (None, None) if self.etcd.is_some() => {
+                        writeln!(
+                            f,
+                            "own lease the node takes one at start, or its last one again"
+                        )?;
+                    }
                     (None, None) => writeln!(
                         f,
                         "own lease the one with an address of {place}: looked for at start only"
@@ -230,23 +349,31 @@ impl fmt::Display for Report {
                 for (index, backend) in &verdict.skipped {
                     writeln!(
                         f,
-                        "          lease {index} skipped: it is for backend {}",
+                        "          {} skipped: it is for backend {}",
+                        verdict.name(*index),
                         super::Quoted(backend)
                     )?;
                 }
                 for (index, why) in &verdict.refused_leases {
-                    writeln!(f, "          lease {index} refused: {why}")?;
+                    writeln!(f, "          {} refused: {why}", verdict.name(*index))?;
+                }
+                for (key, why) in &verdict.unreadable {
+                    writeln!(f, "          {key} unreadable: {why}")?;
                 }
                 for (index, why) in &verdict.refused_routes {
                     writeln!(f, "          route {index} refused: {why}")?;
                 }
             }
-            Err(error) => writeln!(f, "leases    {error}")?,
+            (Err(error), _) => writeln!(f, "leases    {error}")?,
         }
         for warning in &config.warnings {
             writeln!(f, "warning   {warning}")?;
         }
-        f.write_str(if self.is_good() { "good" } else { "not good" })
+        f.write_str(match &self.etcd {
+            _ if !self.is_good() => "not good",
+            Some(Etcd::Silent(_)) => "good, as far as can be told without etcd",
+            _ => "good",
+        })
     }
 }
 

@@ -11,7 +11,9 @@ use toml::Value;
 
 use super::options::{self, Kind, OPTIONS, Opt, SECTIONS};
 use super::raw::{self, RawConfig};
-use super::{Backend, ConfigError, DEFAULT_PATH, Origin, Overrides, Quoted, Setting, resolve};
+use super::{
+    Backend, ConfigError, DEFAULT_PATH, Origin, Overrides, Quoted, Setting, Store, resolve,
+};
 
 /// One flag of flanneld.
 #[derive(Debug)]
@@ -97,6 +99,14 @@ impl Flag {
     pub fn variable(&self) -> String {
         let upper = self.name.to_ascii_uppercase().replace('-', "_");
         format!("FLANNELD_{upper}")
+    }
+
+    /// When it has no effect though it sets an option, in words that follow that; mostly nothing.
+    pub fn but(&self) -> &'static str {
+        match self.meaning {
+            Meaning::Sets("network.net-conf") => "; no effect with etcd, as in flanneld",
+            _ => "",
+        }
     }
 
     fn option(&self) -> Option<&'static Opt> {
@@ -361,6 +371,22 @@ fn set_defaults(overrides: &mut Overrides) {
     }
 }
 
+/// The flag of flanneld's that stands here as an argument and that `overlayd run` does not have, at least not so.
+pub fn stray<'a>(args: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let mut args = args.into_iter();
+    args.find(|arg| {
+        let Some(flag) = arg.strip_prefix('-') else {
+            return false;
+        };
+        let name = flag.strip_prefix('-').unwrap_or(flag);
+        let dashes = flag.len() - name.len() + 1;
+        let name = name.split('=').next().unwrap_or(name);
+        let ours = dashes == 2 && OPTIONS.iter().any(|opt| opt.flag == name);
+        let common = |flag: &Flag| matches!(flag.meaning, Meaning::Help | Meaning::Version);
+        !ours && FLAGS.iter().any(|flag| flag.name == name && !common(flag))
+    })
+}
+
 /// The flags, each with what it sets here.
 pub fn help() -> String {
     let mut out = String::from(
@@ -372,7 +398,7 @@ pub fn help() -> String {
     for flag in FLAGS.iter().filter(|flag| flag.name != "h") {
         let value = if flag.is_switch() { "" } else { " VALUE" };
         let does = match flag.meaning {
-            Meaning::Sets(name) => format!("sets {name}"),
+            Meaning::Sets(name) => format!("sets {name}{}", flag.but()),
             Meaning::HealthzIp => "with healthz-port: sets control.metrics".to_owned(),
             Meaning::HealthzPort => {
                 "serves /healthz, /readyz and /metrics there; 0 serves none".to_owned()
@@ -420,10 +446,19 @@ pub fn print_config(
     let (path, default) = (command.config.as_deref(), Path::new(DEFAULT_PATH));
     let (raw, missing) = resolve::gather(path, default, &command.overrides, env)?;
     // What would not run is not to be written down.
-    resolve::resolve(raw.clone(), path.unwrap_or(default), missing)?;
+    let config = resolve::resolve(raw.clone(), path.unwrap_or(default), missing)?;
     let mut out = String::from("# What flanneld's flags and variables mean to overlayd.\n");
+    let warnings = command.warnings.iter().chain(&config.warnings);
+    for line in warnings.flat_map(|warning| warning.lines()) {
+        let _ = writeln!(out, "# {line}");
+    }
+    // What has no effect here `overlayd run` would refuse.
+    let idle =
+        |opt: &Opt| opt.name() == "network.net-conf" && matches!(config.store, Store::Etcd(_));
     for (section, _) in SECTIONS {
-        let written = OPTIONS.iter().filter(|opt| opt.section == *section);
+        let written = OPTIONS
+            .iter()
+            .filter(|opt| opt.section == *section && !idle(opt));
         let lines: Vec<_> = written.filter_map(|opt| line(opt, &raw)).collect();
         if !lines.is_empty() {
             let _ = writeln!(out, "\n[{section}]\n{}", lines.join("\n"));

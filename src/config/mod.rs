@@ -35,7 +35,7 @@ pub use check::{Report, example, run_check};
 pub(crate) use error::Quoted;
 pub use error::{ConfigError, Origin, Setting};
 pub(crate) use netconf::field as json_field;
-pub use overrides::Overrides;
+pub use overrides::{Overrides, StoreFlags};
 
 use crate::lease::pool::Pool;
 pub(crate) use values::refuse_public;
@@ -416,6 +416,18 @@ impl Config {
         env: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Config, ConfigError> {
         resolve::load(path, Path::new(DEFAULT_PATH), overrides, env)
+    }
+
+    /// Where the leases stand, by the same flags, variables and file, for a command that needs no more.
+    ///
+    /// # Errors
+    /// What is wrong with it, or that nothing says where.
+    pub fn load_store(
+        path: Option<&Path>,
+        overrides: &Overrides,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Store, ConfigError> {
+        resolve::load_store(path, Path::new(DEFAULT_PATH), overrides, env)
     }
 
     /// The options (`section.key`) in which a new configuration differs and that a running daemon

@@ -53,6 +53,17 @@ impl Opt {
         format!("{}.{}", self.section, self.key)
     }
 
+    /// Does it say where the leases stand, and how to get at them?
+    pub(crate) fn is_place(&self) -> bool {
+        const OF_THE_NODE: &[&str] = &["renew-margin", "subnet-file", "lease-ttl", "saved-table"];
+        self.section == "store" && !OF_THE_NODE.contains(&self.key)
+    }
+
+    /// Does it say how to get at etcd?
+    pub(crate) fn is_place_in_etcd(&self) -> bool {
+        self.is_place() && !["type", "path"].contains(&self.key)
+    }
+
     /// The variables of ours that set it: the flag's form first.
     pub fn variables(&self) -> Vec<String> {
         let upper = |s: &str| s.to_ascii_uppercase().replace('-', "_");

@@ -53,6 +53,15 @@ impl Overrides {
         self.values.push((opt, value));
     }
 
+    fn take(&mut self, options: impl Iterator<Item = &'static Opt>, matches: &ArgMatches) {
+        for opt in options {
+            if let Some(values) = matches.get_many::<String>(opt.flag) {
+                let values: Vec<_> = values.map(String::as_str).collect();
+                self.put(opt, values.join("\n"));
+            }
+        }
+    }
+
     pub(crate) fn settings(&self) -> impl Iterator<Item = Setting> + '_ {
         self.values
             .iter()
@@ -100,12 +109,40 @@ impl FromArgMatches for Overrides {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for opt in OPTIONS {
-            if let Some(values) = matches.get_many::<String>(opt.flag) {
-                let values: Vec<_> = values.map(String::as_str).collect();
-                self.put(opt, values.join("\n"));
-            }
-        }
+        self.take(OPTIONS.iter(), matches);
+        Ok(())
+    }
+}
+
+/// The flags among those of `overlayd run` that say where the leases stand, for commands that ask the store themselves.
+#[derive(Clone, Debug, Default)]
+pub struct StoreFlags(pub Overrides);
+
+impl StoreFlags {
+    fn options() -> impl Iterator<Item = &'static Opt> {
+        OPTIONS.iter().filter(|opt| opt.is_place())
+    }
+}
+
+impl Args for StoreFlags {
+    fn augment_args(command: Command) -> Command {
+        command.args(StoreFlags::options().map(arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for StoreFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = StoreFlags::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.take(StoreFlags::options(), matches);
         Ok(())
     }
 }
@@ -137,5 +174,8 @@ mod tests {
     #[test]
     fn clap_finds_no_fault_with_the_table() {
         Overrides::augment_args(Command::new("run")).debug_assert();
+        StoreFlags::augment_args(Command::new("ls")).debug_assert();
+        // Each of them is an option that there is.
+        assert_eq!(StoreFlags::options().count(), 10);
     }
 }

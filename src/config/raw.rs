@@ -54,6 +54,25 @@ impl RawConfig {
             .find(|setting| setting.key == name && matches!(setting.origin, Origin::File { .. }))
     }
 
+    /// Does a flag or a variable set it?
+    pub(crate) fn given(&self, name: &str) -> bool {
+        self.settings.iter().any(|setting| {
+            setting.key == name && matches!(setting.origin, Origin::Flag | Origin::Env(_))
+        })
+    }
+
+    /// Is it said in flanneld's words: by one of its variables, or on the command line of `overlayd flannel`?
+    pub(crate) fn is_flannels(&self, setting: &Setting) -> bool {
+        match &setting.origin {
+            Origin::Env(name) => name.starts_with("FLANNELD_"),
+            Origin::Flag => self
+                .settings
+                .iter()
+                .any(|setting| setting.origin == Origin::Flannel),
+            Origin::File { .. } | Origin::NetConf { .. } | Origin::Flannel => false,
+        }
+    }
+
     /// Adds settings of lower precedence than all before.
     pub(crate) fn push(&mut self, setting: Setting) {
         self.settings.push(setting);

@@ -10,7 +10,8 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Origin, Setting};
+use super::options::{self, OPTIONS};
 use super::overrides::Overrides;
 use super::raw::{RawConfig, absolute, not_in_this_version, resolve_path};
 use super::{
@@ -71,6 +72,41 @@ pub(crate) fn gather(
         raw.push(setting);
     }
     Ok((raw, missing))
+}
+
+/// Where the leases stand, for a command that asks for no more: networks and backends are none of its concern.
+///
+/// What tells how to get at etcd, as a flag or a variable, means etcd: beside `overlayd flannel` there is nothing else.
+pub(crate) fn load_store(
+    path: Option<&Path>,
+    default_path: &Path,
+    overrides: &Overrides,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Store, ConfigError> {
+    let file = path.unwrap_or(default_path);
+    let (mut raw, missing) = gather(path, default_path, overrides, env)?;
+    if raw.get("store.type").is_none() {
+        let mut etcd = OPTIONS.iter().filter(|opt| opt.is_place_in_etcd());
+        if etcd.any(|opt| raw.given(&opt.name())) {
+            if let Some(opt) = options::named("store.type") {
+                raw.push(Setting::new(opt, "etcd", Origin::Flag));
+            }
+        } else if missing && raw.get("store.path").is_none() {
+            raw.problems.push(format!(
+                "{} does not exist, and neither a flag nor a variable says where the leases stand: give --etcd-endpoints (beside overlayd flannel: as flanneld's -etcd-endpoints), or --config",
+                file.display()
+            ));
+        }
+    }
+    let mut r = Resolver { raw };
+    let store = r.store(file);
+    let RawConfig {
+        warnings, problems, ..
+    } = r.raw;
+    if !problems.is_empty() {
+        return Err(ConfigError { problems, warnings });
+    }
+    Ok(store)
 }
 
 /// Reads a file that people write by hand.

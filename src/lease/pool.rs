@@ -156,6 +156,48 @@ impl Pool {
         fits(self.v4, subnets.v4.map(IpNet::V4)) && fits(self.v6, subnets.v6.map(IpNet::V6))
     }
 
+    /// May an administrator reserve these subnets for a node: one of each family, of the length that nodes take, anywhere
+    /// in the network?
+    ///
+    /// # Errors
+    /// Why not, and what to write instead.
+    pub fn check_reservation(&self, subnets: &Subnets) -> Result<(), String> {
+        let families = [
+            ("IPv4", self.v4, subnets.v4.map(IpNet::V4)),
+            ("IPv6", self.v6, subnets.v6.map(IpNet::V6)),
+        ];
+        for (family, range, net) in families {
+            match (range, net) {
+                (None, None) => {}
+                (None, Some(net)) => {
+                    return Err(format!(
+                        "the overlay has no {family} network for {net}: leave it out"
+                    ));
+                }
+                (Some(range), None) => {
+                    return Err(format!(
+                        "nodes of this overlay take a subnet of {} in one lease with the other family's: give both, parted by a comma",
+                        range.network
+                    ));
+                }
+                (Some(range), Some(net)) if !range.network.contains(&net.network()) => {
+                    return Err(format!(
+                        "{net} lies outside of the overlay network {}",
+                        range.network
+                    ));
+                }
+                (Some(range), Some(net)) if net.prefix_len() != range.len => {
+                    return Err(format!(
+                        "no node takes {net}: each has a /{} of {}, by SubnetLen",
+                        range.len, range.network
+                    ));
+                }
+                (Some(_), Some(_)) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A free subnet of each family.
     ///
     /// # Errors
@@ -307,6 +349,42 @@ mod tests {
             (33, None, None),
         ] {
             v4("10.244.0.0/16", len, min, max).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_may_be_reserved() {
+        let v4 = v4("10.244.0.0/16", 24, Some("10.244.10.0"), None).ok();
+        let v6 = Range::new("fc00::/48".parse::<IpNet>().unwrap(), 64, None, None).ok();
+        let subnets = |text: &str| {
+            let mut subnets = Subnets::default();
+            for part in text.split(',') {
+                match part.parse().unwrap() {
+                    IpNet::V4(net) => subnets.v4 = Some(net),
+                    IpNet::V6(net) => subnets.v6 = Some(net),
+                }
+            }
+            subnets
+        };
+        let (single, dual) = (Pool { v4, v6: None }, Pool { v4, v6 });
+        // Before SubnetMin too.
+        for good in ["10.244.10.0/24", "10.244.1.0/24", "10.244.0.0/24"] {
+            single.check_reservation(&subnets(good)).unwrap();
+        }
+        dual.check_reservation(&subnets("10.244.1.0/24,fc00:0:0:1::/64"))
+            .unwrap();
+        for (pool, bad, why) in [
+            (single, "10.244.0.0/16", "no node takes"),
+            (single, "10.244.10.0/25", "no node takes"),
+            (single, "10.0.0.0/8", "outside"),
+            (single, "10.245.10.0/24", "outside"),
+            (single, "10.244.1.0/24,fc00:0:0:1::/64", "no IPv6"),
+            (dual, "10.244.1.0/24", "give both"),
+            (dual, "fc00:0:0:1::/64", "give both"),
+            (dual, "10.244.1.0/24,fc00:0:0:1::/65", "no node takes"),
+        ] {
+            let error = pool.check_reservation(&subnets(bad)).unwrap_err();
+            assert!(error.contains(why), "{bad}: {error}");
         }
     }
 

@@ -10,6 +10,7 @@
 //! (`LeaseAttrs`), `pkg/backend/vxlan/vxlan.go` (`vxlanLeaseAttrs`). A key that is attached to an etcd
 //! lease is given up by its node in time; one that is not is a reservation.
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -82,6 +83,17 @@ impl Subnets {
     pub fn iter(&self) -> impl Iterator<Item = IpNet> + use<> {
         let v4 = self.v4.map(IpNet::V4).into_iter();
         v4.chain(self.v6.map(IpNet::V6))
+    }
+}
+
+/// As people write them to the commands: `10.1.2.0/24`, or of both families `10.1.2.0/24,fc00:0:0:61::/64`.
+impl fmt::Display for Subnets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, net) in self.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{net}")?;
+        }
+        Ok(())
     }
 }
 

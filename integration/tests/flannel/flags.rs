@@ -301,6 +301,11 @@ fn what_flanneld_can_and_we_cannot_is_said() {
     let (code, _, said) = run(&["flannel", "--etcd-endpoint=x"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("did you mean -etcd-endpoints?"), "{said}");
+    for flag in ["-ip-masq", "--kube-subnet-mgr"] {
+        let (code, _, said) = run(&["run", flag]);
+        assert_eq!(code, Some(2));
+        assert!(said.contains("`overlayd flannel`"), "{said}");
+    }
     let (code, help, _) = run(&["flannel", "-help"]);
     assert_eq!(code, Some(0));
     assert!(help.contains("-iptables-forward-rules"), "{help}");

@@ -236,3 +236,55 @@ fn the_printed_file_does_the_same() {
     let secret = self::command("-etcd-password=hunter2");
     assert!(!print_config(&secret, []).unwrap().contains("hunter2"));
 }
+
+#[test]
+fn what_has_no_effect_stands_in_the_printed_file() {
+    let idle = command("-kube-api-url=http://x -vmodule=a=1 -net-config-path=/nonexistent.json");
+    let env = [("FLANNELD_KUBECONFIG_FILE".into(), "/k".into())];
+    let printed = print_config(&idle, env).unwrap();
+    for name in [
+        "kube-api-url",
+        "vmodule",
+        "net-config-path",
+        "kubeconfig-file",
+    ] {
+        let told = |line: &&str| {
+            line.starts_with("# ") && line.contains(name) && line.contains("no effect")
+        };
+        assert!(printed.lines().any(|line| told(&line)), "{name}: {printed}");
+    }
+    assert!(!printed.contains("\nnet-conf"), "{printed}");
+    let file = command("-store=file -network=10.244.0.0/16 -net-config-path=/nonexistent.json");
+    print_config(&file, []).unwrap_err();
+}
+
+#[test]
+fn a_net_conf_beside_etcd_is_passed_over_as_flanneld_does_and_otherwise_refused() {
+    let none = Path::new("/nonexistent/overlayd.toml");
+    let etcd = Overrides::default().set("store.type", "etcd");
+    let theirs = [("FLANNELD_NET_CONFIG_PATH".into(), "/n.json".into())];
+    let config = resolve::load(None, none, &etcd, theirs).unwrap();
+    assert!(config.warnings[0].contains("no effect"), "{config:?}");
+    let ours = [("OVERLAYD_NET_CONF".into(), "/n.json".into())];
+    let error = resolve::load(None, none, &etcd, ours).unwrap_err();
+    assert!(error.to_string().contains("take this out"), "{error}");
+    let error = resolve::load(None, none, &etcd.set("network.net-conf", "/n.json"), []);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("--net-conf") && error.contains("<prefix>/config"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_stray_flag_is_known_for_flanneld_s() {
+    for (args, flag) in [
+        (&["--iface=eth0", "-ip-masq"][..], Some("-ip-masq")),
+        (&["--kube-subnet-mgr"], Some("--kube-subnet-mgr")),
+        (&["--etcd-cafile=x"], Some("--etcd-cafile=x")),
+        (&["--ip-masq", "--iface=eth0", "--colour"], None),
+        (&["-h"], None),
+    ] {
+        assert_eq!(stray(args.iter().copied()), flag);
+    }
+}

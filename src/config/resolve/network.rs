@@ -50,7 +50,10 @@ impl Resolver {
     pub(super) fn net_conf(&mut self) -> bool {
         let (path, bytes) = match self.raw.get("network.net-conf").cloned() {
             // What the nodes of the cluster share counts more than a copy beside us.
-            _ if self.on_etcd() => {
+            file if self.on_etcd() => {
+                if let Some(setting) = file {
+                    self.no_net_conf(&setting);
+                }
                 let Some(bytes) = self.raw.store_conf.take() else {
                     return false;
                 };
@@ -93,6 +96,22 @@ impl Resolver {
             self.raw.push(theirs);
         }
         conf.implies_udp
+    }
+
+    /// With etcd a net-conf.json has no effect. flanneld passes over its flag then, and so do we over that; who told us
+    /// of the file in our own words is not to believe that it counts.
+    fn no_net_conf(&mut self, setting: &Setting) {
+        let why =
+            "with the leases in etcd network and backend are read from etcd's <prefix>/config";
+        if self.raw.is_flannels(setting) {
+            let what = setting.problem(format!(
+                "has no effect, as flanneld's net-config-path with etcd: {why}"
+            ));
+            self.raw.warnings.push(what);
+        } else {
+            let what = setting.problem(format!("{why}; take this out"));
+            self.problem(what);
+        }
     }
 
     pub(super) fn network(&mut self, file: &Path, missing: bool) -> fdb::Network {

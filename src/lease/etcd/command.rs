@@ -1,11 +1,13 @@
 //! What people do to the leases in etcd: look, reserve, release.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::client::Connection;
 use crate::config::EtcdStore;
 use crate::lease::Lease;
-use crate::lease::machine::{Event, Kv, Put, Write};
+use crate::lease::machine::{Event, Kv, Put, Write, subnets_overlap};
+use crate::lease::pool::Pool;
 use crate::lease::schema::{self, Subnets};
 
 /// The store, for a command.
@@ -69,7 +71,17 @@ impl Store {
         }
     }
 
-    /// All leases, in order of precedence.
+    /// All keys with their leases, or why a value cannot be read, in order of precedence.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub async fn leases(&mut self) -> Result<Vec<(String, Result<Lease, String>)>, String> {
+        let kvs = self.kvs().await?.into_iter();
+        let leases = kvs.map(|kv| (schema::decode(&kv.key, &kv.value), kv.key));
+        Ok(leases.map(|(lease, key)| (key, lease)).collect())
+    }
+
+    /// All leases and when they end, in order of precedence.
     ///
     /// # Errors
     /// What the store said.
@@ -89,85 +101,69 @@ impl Store {
 
     /// Makes a lease one that does not end: of the node that holds the subnets, or of `node`'s public IPs.
     ///
+    /// That the key is as it was seen, or still not there, is a condition of the write. That nobody takes a subnet
+    /// meanwhile that overlaps it under another key is not: then the older key counts.
+    ///
     /// # Errors
-    /// If the subnets are another node's, or the store refuses.
+    /// If the subnets or the node's public IPs are another's, no node could hold them, or the store refuses.
     pub async fn reserve(
         &mut self,
         subnets: Subnets,
-        node: Option<Lease>,
+        node: Option<Newcomer>,
     ) -> Result<Lease, String> {
-        let there = self
-            .kvs()
-            .await?
-            .into_iter()
-            .find(|kv| kv.key == subnets.key());
-        let lease = match (&there, node) {
+        let kvs = self.kvs().await?;
+        let (key, expect, lease, value) = match (named(&kvs, &subnets)?, node) {
             (Some(kv), node) => {
                 let lease = schema::decode(&kv.key, &kv.value)?;
-                if let Some(node) = node.filter(|node| !lease.is_of(&node.endpoint())) {
+                let node = node.map(|node| node.attributes.endpoint());
+                if let Some(node) = node.filter(|node| !lease.is_of(node)) {
                     return Err(format!(
-                        "{} is held by {}, not by {}: release it first",
-                        kv.key,
+                        "{} is held by {}, not by {node}: release it first",
+                        Subnets::of(&lease),
                         lease.endpoint(),
-                        node.endpoint()
                     ));
                 }
-                lease
+                (kv.key.clone(), kv.mod_revision, lease, kv.value.clone())
             }
-            (None, Some(node)) => Lease {
-                subnet: subnets.v4,
-                ipv6_subnet: subnets.v6,
-                ..node
-            },
+            (None, Some(node)) => {
+                node.check(&kvs, &subnets)?;
+                let lease = Lease {
+                    subnet: subnets.v4,
+                    ipv6_subnet: subnets.v6,
+                    ..node.attributes
+                };
+                let value = schema::encode(&lease).into_bytes();
+                (subnets.key(), 0, lease, value)
+            }
             (None, None) => {
                 return Err(format!(
-                    "nobody holds {}: say for which node to reserve it with --public-ip",
-                    subnets.key()
+                    "nobody holds {subnets}: say for which node to reserve it with --public-ip"
                 ));
             }
         };
-        let value = there.as_ref().map_or_else(
-            || schema::encode(&lease).into_bytes(),
-            |kv| kv.value.clone(),
-        );
-        let put = Put { value, lease: 0 };
-        self.write(
-            subnets.key(),
-            there.map_or(0, |kv| kv.mod_revision),
-            Some(put),
-        )
-        .await?;
+        let mut others = kvs.iter().filter(|kv| kv.key != key);
+        if let Some(other) = others.find(|kv| overlaps(kv, &Subnets::of(&lease))) {
+            return Err(format!(
+                "{} overlaps {}, {}: release that first, or reserve another subnet",
+                Subnets::of(&lease),
+                other.key,
+                holder(other)
+            ));
+        }
+        self.write(key, expect, Some(Put { value, lease: 0 }))
+            .await?;
         Ok(lease)
     }
 
-    /// Removes a lease or reservation.
+    /// Removes a lease or reservation, and says which it was.
     ///
     /// # Errors
     /// If there is none, or the store refuses.
-    pub async fn release(&mut self, subnets: Subnets) -> Result<(), String> {
-        let there = self
-            .kvs()
-            .await?
-            .into_iter()
-            .find(|kv| kv.key == subnets.key());
-        match there {
-            None => Err(format!("nobody holds {}", subnets.key())),
-            Some(kv) => self.write(kv.key, kv.mod_revision, None).await,
-        }
-    }
-
-    /// The subnets under a key that carries one of these public IPs.
-    ///
-    /// # Errors
-    /// What the store said.
-    pub async fn held_by(&mut self, node: &fdb::Endpoint) -> Result<Option<Subnets>, String> {
+    pub async fn release(&mut self, subnets: Subnets) -> Result<Subnets, String> {
         let kvs = self.kvs().await?;
-        let mut leases = kvs
-            .iter()
-            .filter_map(|kv| schema::decode(&kv.key, &kv.value).ok());
-        Ok(leases
-            .find(|lease| lease.is_of(node))
-            .map(|lease| Subnets::of(&lease)))
+        let kv = named(&kvs, &subnets)?.ok_or_else(|| format!("nobody holds {subnets}"))?;
+        self.write(kv.key.clone(), kv.mod_revision, None).await?;
+        Ok(Subnets::parse(&kv.key).unwrap_or(subnets))
     }
 
     async fn write(&mut self, key: String, expect: i64, put: Option<Put>) -> Result<(), String> {
@@ -186,5 +182,77 @@ impl Store {
                 "{key} was changed by another meanwhile: look again"
             )),
         }
+    }
+}
+
+/// A node that a subnet is reserved for before it holds any.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// What its lease will say, but for the subnets.
+    pub attributes: Lease,
+    /// What nodes may take.
+    pub pool: Pool,
+}
+
+impl Newcomer {
+    /// Could the node hold these subnets, given what the others hold?
+    fn check(&self, kvs: &[Kv], subnets: &Subnets) -> Result<(), String> {
+        self.pool.check_reservation(subnets)?;
+        let node = self.attributes.endpoint();
+        let leases = kvs
+            .iter()
+            .filter_map(|kv| schema::decode(&kv.key, &kv.value).ok());
+        let leases: Vec<Lease> = leases.collect();
+        if let Some(lease) = leases.iter().find(|lease| lease.is_of(&node)) {
+            return Err(format!(
+                "{} holds {} already, and a node takes one: reserve that, or release it first",
+                lease.endpoint(),
+                Subnets::of(lease)
+            ));
+        }
+        let covered = |ip: &IpAddr| subnets.iter().any(|net| net.contains(ip));
+        let mut ips = leases.iter().flat_map(|lease| lease.endpoint().ips());
+        if let Some(ip) = node.ips().find(covered).or_else(|| ips.find(covered)) {
+            return Err(format!(
+                "{subnets} covers {ip}, which is a node's public IP: no node takes it"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The key that has these subnets; of one subnet alone, the dual-stack key that has it too.
+fn named<'a>(kvs: &'a [Kv], subnets: &Subnets) -> Result<Option<&'a Kv>, String> {
+    let exact = |kv: &&Kv| Subnets::parse(&kv.key).is_ok_and(|theirs| theirs == *subnets);
+    if let Some(kv) = kvs.iter().find(exact) {
+        return Ok(Some(kv));
+    }
+    let has = |kv: &&Kv| {
+        let theirs = Subnets::parse(&kv.key);
+        theirs.is_ok_and(|theirs| {
+            subnets
+                .iter()
+                .all(|net| theirs.iter().any(|one| one == net))
+        })
+    };
+    let mut having = kvs.iter().filter(has);
+    match (having.next(), having.next()) {
+        (Some(one), Some(other)) => Err(format!(
+            "both {} and {} have {subnets}: give both subnets of the one that is meant, parted by a comma",
+            one.key, other.key
+        )),
+        (found, _) => Ok(found),
+    }
+}
+
+fn overlaps(kv: &Kv, subnets: &Subnets) -> bool {
+    Subnets::parse(&kv.key).is_ok_and(|theirs| subnets_overlap(&theirs, subnets))
+}
+
+/// Who holds a key, in words.
+fn holder(kv: &Kv) -> String {
+    match schema::decode(&kv.key, &kv.value) {
+        Ok(lease) => format!("held by {}", lease.endpoint()),
+        Err(_) => "whose value is unreadable".to_owned(),
     }
 }

@@ -24,7 +24,7 @@ use super::saved::{self, NoSaved};
 use crate::config::EtcdStore;
 use client::{Connection, News};
 
-pub use command::{Listed, Store};
+pub use command::{Listed, Newcomer, Store};
 
 /// The table is shown at most so often: it is made anew from all leases.
 const SHOW: Duration = Duration::from_millis(25);

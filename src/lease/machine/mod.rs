@@ -537,7 +537,8 @@ fn overlap(a: &Lease, b: &Lease) -> bool {
     subnets_overlap(&Subnets::of(a), &Subnets::of(b))
 }
 
-fn subnets_overlap(a: &Subnets, b: &Subnets) -> bool {
+/// Does a subnet of one lie in a subnet of the other?
+pub(super) fn subnets_overlap(a: &Subnets, b: &Subnets) -> bool {
     let v4 = a.v4.zip(b.v4);
     let v6 = a.v6.zip(b.v6);
     v4.is_some_and(|(a, b)| a.contains(&b) || b.contains(&a))
