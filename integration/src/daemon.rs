@@ -97,6 +97,14 @@ impl Daemon {
     /// # Panics
     /// If it cannot be started at all.
     pub fn launch(node: &Node, config: &Config) -> Self {
+        Self::launch_with(node, config, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    ///
+    /// # Panics
+    /// If it cannot be started at all.
+    pub fn launch_with(node: &Node, config: &Config, env: &[(&str, &str)]) -> Self {
         let binary = overlayd_bin();
         let place = |ending: &str| {
             let path = (0..).map(|n| node.dir().join(format!("overlayd-{n}.{ending}")));
@@ -119,6 +127,7 @@ impl Daemon {
                 command.env_remove(&name);
             }
         }
+        command.envs(env.iter().copied());
         let child = node.netns().spawn(command).expect("start overlayd");
         Daemon {
             child,

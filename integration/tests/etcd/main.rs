@@ -3,6 +3,7 @@
 
 mod access;
 mod changes;
+mod clock;
 mod commands;
 mod faults;
 mod members;
