@@ -85,7 +85,7 @@ fn a_damaged_saved_table_is_refused() {
     );
 }
 
-/// Etcd dies and comes back while packets flow, and later the daemon is killed: none is lost.
+/// Etcd dies and comes back while packets flow: none is lost, and one line says so.
 #[test]
 fn etcd_is_away_while_packets_flow() {
     let bed = Bed::new(2, Underlay::V4);
