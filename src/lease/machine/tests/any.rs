@@ -40,21 +40,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Whatever happens, in whatever order: when it ends, all hold distinct leases and know of each other, and in
-    /// between no node loses the lease that it lives by.
+    /// between no node is without a lease to live by, once it had one, until it is restarted.
     #[test]
     fn every_fault_heals(seed: u64, chaos: bool, loss in 0u8..30, faults in prop::collection::vec(fault(), 0..15)) {
         let mut world = World::new(6, pool("10.244.0.0/20", 24), seed);
         (world.chaos, world.loss) = (chaos, loss);
         world.run(SECOND);
         let mut thieves = 0;
+        let mut living = [false; 6];
         for fault in faults {
             let own = |world: &World, n| world.own(n).map(|own| own.key());
+            let shown = format!("{fault:?}");
             match fault {
                 Fault::Cut(n) => world.cut(n),
                 Fault::Heal(n) => world.nodes[n].reaches = true,
                 Fault::Restart(n) => {
                     let saved = world.nodes[n].machine.to_save();
                     let saved = world.rng.bool().then_some(saved);
+                    living[n] = false;
                     world.restart(n, saved);
                 }
                 Fault::Pause(n) => world.nodes[n].runs = false,
@@ -69,6 +72,11 @@ proptest! {
                 Fault::Compact => world.etcd.compacted = world.etcd.revision,
                 Fault::Wait(ms) => world.run(u32::from(ms) * MS),
                 Fault::Days(hours) => world.sleep(u32::from(hours) * HOUR),
+            }
+            for (n, lives) in living.iter_mut().enumerate() {
+                let now = world.own(n).is_some();
+                prop_assert!(now || !*lives, "node {n} lives by no lease after {shown}");
+                *lives = now;
             }
         }
         world.loss = 0;
