@@ -242,7 +242,12 @@ fn ls(place: &Place, json: bool) -> Result<Exit, Failed> {
                     end,
                 ]
             }
-            Err(why) => [key.clone(), format!("unreadable: {why}"), "-".into(), end],
+            Err(why) => [
+                key.escape_debug().to_string(),
+                format!("unreadable: {why}"),
+                "-".into(),
+                end,
+            ],
         }
     }));
     say(columns(&rows));

@@ -142,6 +142,11 @@ fn a_store_that_was_emptied_costs_no_packet() {
     let report = flow.stop().unwrap();
     assert!(report.sent > 100, "{report:?}");
     assert_eq!((report.lost, report.refused), (0, 0), "{report:?}");
+    // Who was kept meanwhile and is back is no better than others: sooner than anybody is kept, it is gone.
+    client::ask(daemons[1].socket(), "release").unwrap();
+    until("the released node is gone", || {
+        peers(&daemons[0]).is_empty().then_some(())
+    });
 }
 
 #[test]

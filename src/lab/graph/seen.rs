@@ -144,7 +144,9 @@ fn is_narrow_enough(drawn: &Topology, spec: &Spec) -> bool {
     };
     let overhead = u32::from(spec.mtu.saturating_sub(spec.overlay_mtu()));
     let mut nodes = drawn.nodes.iter().filter(|node| !node.stranger);
-    nodes.all(|node| mtu(&node.tun).is_some_and(|mtu| mtu + overhead <= carried))
+    // A port takes a VLAN tag's length more than its MTU (`__is_skb_forwardable`, include/linux/netdevice.h).
+    let slack = 4;
+    nodes.all(|node| mtu(&node.tun).is_some_and(|mtu| mtu + overhead <= carried + slack))
 }
 
 /// Whoever runs the underlay tells nobody what it carries: that is to be found out in this scenario. What the nodes

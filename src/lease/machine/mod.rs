@@ -33,7 +33,7 @@ mod table;
 mod tests;
 mod words;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use super::Lease;
@@ -310,6 +310,11 @@ impl Machine {
     }
 
     fn listed(&mut self, now: Duration, revision: i64, kvs: Vec<Kv>) {
+        if !self.ghosts.is_empty() {
+            let back: HashSet<&str> = kvs.iter().map(|kv| &*kv.key).collect();
+            self.ghosts
+                .retain(|ghost| !back.contains(&*Subnets::of(ghost).key()));
+        }
         let missing = self.table.replace(revision, kvs, self.another_history);
         self.seen = if self.another_history {
             revision
@@ -324,6 +329,15 @@ impl Machine {
             self.keep(now, missing);
         }
         self.generation += 1;
+    }
+
+    /// A peer that was kept is back: what becomes of its key from now on holds.
+    fn lay_ghost(&mut self, key: &str) {
+        if !self.ghosts.is_empty() {
+            let subnets = Subnets::parse(key).ok();
+            self.ghosts
+                .retain(|ghost| Some(Subnets::of(ghost)) != subnets);
+        }
     }
 
     /// Keeps peers for a while whose keys are gone, though the nodes may well be there.
@@ -359,7 +373,10 @@ impl Machine {
         let mut any = false;
         for change in changes {
             any |= match change {
-                Change::Put(kv) => self.table.put(kv),
+                Change::Put(kv) => {
+                    self.lay_ghost(&kv.key);
+                    self.table.put(kv)
+                }
                 Change::Delete { key, revision } => self.table.delete(&key, revision),
                 Change::Config(config) => {
                     self.set_config(config);

@@ -158,7 +158,8 @@ fn open(source: Option<IpAddr>, dst: IpAddr, probe: &Probe) -> io::Result<Socket
 
 fn message(v6: bool, data: &[u8]) -> Vec<u8> {
     let echo = IcmpEchoHeader {
-        id: u16::from_be_bytes(*b"ov"),
+        // Another one each time: connection tracking must not take it for a packet of an earlier trace's.
+        id: fastrand::u16(1..),
         seq: 1,
     };
     let mut message = if v6 {
