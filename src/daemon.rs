@@ -19,6 +19,7 @@ mod plane;
 mod reconcile;
 mod routing;
 mod serve;
+mod signals;
 mod threads;
 
 use std::future::ready;
@@ -49,7 +50,8 @@ use habits::Habits;
 use node::{Accepted, Faults, Node, Ration, View};
 use plane::Plane;
 use reconcile::{Reconciler, Report};
-use serve::{Daemon, Signals};
+use serve::Daemon;
+use signals::Signals;
 
 /// The smallest MTU that IPv6 can live with (RFC 8200 section 5), in bytes.
 const IPV6_MIN_MTU: u16 = 1280;

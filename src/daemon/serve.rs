@@ -4,7 +4,6 @@
 //! leases ([`Daemon::publish`]), threads that fit ([`Daemon::wire`]), and the kernel's state
 //! ([`Daemon::reconcile`]). What did not change costs nothing and loses no packet.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +13,6 @@ use encap::Encapsulation;
 use futures_util::{Stream, StreamExt};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep_until;
 
 use super::engines::Extras;
@@ -23,6 +21,7 @@ use super::node::{Accepted, Node, View, log_changes, log_objections};
 use super::plane::{self, Kit, Plane, Wiring};
 use super::reconcile::{PAUSE, POLL, Reconciler, SETTLE};
 use super::routing::{self, Direct, Hop};
+use super::signals::Signals;
 use super::{IPV6_MIN_MTU, Sizes, Surroundings, ground, options, wanted};
 use crate::config::{Backend, Config};
 use crate::datapath::Forwarding;
@@ -59,32 +58,6 @@ pub(super) struct Daemon<E> {
     pub(super) reconciler: Reconciler,
     pub(super) node: Arc<Node>,
     pub(super) habits: Habits,
-}
-
-/// The signals that mean something to us, listened to from before anything is made: a signal that comes
-/// earlier than we can act on it waits, where its default would end us and leave things behind.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    pub(super) fn listen() -> io::Result<Self> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits until we are told to stop.
-    pub(super) async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
 
 impl<E: Encapsulation> Daemon<E> {
