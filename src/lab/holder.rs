@@ -184,27 +184,47 @@ mod tests {
         );
     }
 
+    /// A process that ends with its test, whatever comes of that.
+    struct Ending(std::process::Child);
+
+    impl Ending {
+        fn of(command: &mut Command) -> Self {
+            let silent = command.stdout(Stdio::null()).stderr(Stdio::null());
+            Ending(silent.spawn().unwrap())
+        }
+    }
+
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            // Fails only for one that has ended already.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     #[test]
     fn marked_processes_are_found_and_ended() {
         let lab = format!("unit-{}", std::process::id());
         let mut command = marked(Path::new("/bin/sleep"), &lab, "node1/pod1");
-        let mut obeys = command.arg("60").spawn().unwrap();
+        let mut obeys = Ending::of(command.arg("60"));
         let mut command = marked(Path::new("/bin/sh"), &lab, "node1");
-        let mut stubborn = command
-            .args(["-c", "trap '' TERM; while :; do /bin/sleep 60; done"])
-            .spawn()
-            .unwrap();
-        let mut places: Vec<_> = processes(&lab)
-            .unwrap()
-            .into_iter()
-            .map(|p| p.place)
-            .collect();
-        places.sort();
-        places.dedup();
-        assert_eq!(places, ["node1", "node1/pod1"]);
+        let mut stubborn =
+            Ending::of(command.args(["-c", "trap '' TERM; while :; do /bin/sleep 60; done"]));
+        // The kernel shows a new program's environment a moment after its start.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = processes(&lab).unwrap().into_iter().map(|p| p.place);
+            let mut places: Vec<_> = found.collect();
+            places.sort();
+            places.dedup();
+            if places.len() == 2 || Instant::now() >= deadline {
+                assert_eq!(places, ["node1", "node1/pod1"]);
+                break;
+            }
+        }
         assert_eq!(processes("another").unwrap(), []);
         let ended = end_all(&lab, || {
-            let _ = (obeys.try_wait(), stubborn.try_wait());
+            let _ = (obeys.0.try_wait(), stubborn.0.try_wait());
         });
         assert!(ended.unwrap() >= 2);
         assert_eq!(processes(&lab).unwrap(), []);
