@@ -80,7 +80,7 @@ fn a_counter_counts_a_packet_once() {
     lab.does(&[
         "node1: nft add table ip n",
         "node1: nft 'add chain ip n post { type nat hook postrouting priority 100; }'",
-        "node1: nft add rule ip n post ip saddr 10.244.1.0/24 counter masquerade",
+        "node1: nft add rule ip n post ip saddr 10.244.1.0/24 ip daddr 10.244.2.2 counter masquerade",
     ]);
     let said = counted(&lab.answered(&ACROSS));
     let observed: Vec<_> = said.iter().filter(|(how, _)| how == "observed").collect();
@@ -88,7 +88,8 @@ fn a_counter_counts_a_packet_once() {
     assert!(
         observed[0]
             .1
-            .contains("matched 1 packet meanwhile, and rewrites it")
+            .contains("matched 1 packet meanwhile, and rewrites it"),
+        "{said:#?}"
     );
     let others = said.iter().filter(|(how, _)| how == "derived");
     assert!(
