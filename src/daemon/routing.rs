@@ -187,25 +187,9 @@ mod tests {
         }
     }
 
-    fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            kind: None,
-            mtu: 1500,
-            up: true,
-            running: true,
-            mac: None,
-            master: None,
-            lower: None,
-            lower_ns: None,
-            vxlan: None,
-        }
-    }
-
     fn underlay() -> Actual {
         Actual {
-            links: vec![link(ETH0, "eth0"), link(3, "eth1")],
+            links: vec![Link::named(ETH0, "eth0"), Link::named(3, "eth1")],
             addresses: Vec::new(),
             routes: vec![
                 route("0.0.0.0/0", Some("10.99.0.254"), ETH0),

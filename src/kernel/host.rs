@@ -354,22 +354,6 @@ fn as_v6(ip: IpAddr) -> Option<Ipv6Addr> {
 mod tests {
     use super::*;
 
-    fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            kind: None,
-            mtu: 1500,
-            up: true,
-            running: true,
-            mac: None,
-            master: None,
-            lower: None,
-            lower_ns: None,
-            vxlan: None,
-        }
-    }
-
     fn host(wanted: Wanted, iface: Option<u32>) -> Host {
         let address = |ifindex, ip: &str| Address {
             ifindex,
@@ -385,7 +369,7 @@ mod tests {
         ];
         Host {
             wanted,
-            links: vec![link(2, "eth0"), link(3, "eth1")],
+            links: vec![Link::named(2, "eth0"), Link::named(3, "eth1")],
             addresses,
             iface,
             chosen: None,

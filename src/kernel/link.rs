@@ -49,6 +49,26 @@ pub struct Link {
     pub vxlan: Option<VxlanInfo>,
 }
 
+#[cfg(test)]
+impl Link {
+    /// A device that is up and has nothing special.
+    pub(crate) fn named(index: u32, name: &str) -> Self {
+        Link {
+            index,
+            name: name.into(),
+            kind: None,
+            mtu: 1500,
+            up: true,
+            running: true,
+            mac: None,
+            master: None,
+            lower: None,
+            lower_ns: None,
+            vxlan: None,
+        }
+    }
+}
+
 /// What a kernel VXLAN device was made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VxlanInfo {

@@ -40,7 +40,7 @@ use tokio::time::Instant;
 use super::nftables::{
     self, CHAIN_NAME, CHAIN_TABLE, DATA_VERDICT, EXPR_DATA, GET_CHAIN, GET_RULE, IMMEDIATE_DATA,
     LIST_ELEMENT, NEW_CHAIN, NEW_RULE, NFGEN_HEADER, NFTABLES, RULE_EXPRESSIONS, RULE_TABLE,
-    VERDICT_CODE, attributes, be, string,
+    VERDICT_CODE, attribute, attributes, be, string,
 };
 use super::nftables_batch::{
     self as batch, Batch, Expr, Ip, JUMP, NewRule, RULE_CHAIN, RULE_HANDLE, RULE_USERDATA, Side,
@@ -196,10 +196,6 @@ fn rules_of(ip: Ip, table: &str, chain: &str) -> io::Result<Vec<Found>> {
         })
     });
     Ok(found.collect())
-}
-
-fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    nftables::attribute(bytes, kind)
 }
 
 /// The chain that a rule jumps to.

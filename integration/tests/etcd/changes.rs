@@ -1,7 +1,7 @@
 //! What changes while the daemon runs: the whole network's configuration, and the node's place.
 
 use encap::Family::V4;
-use integration::bed::{Bed, Spec, Underlay};
+use integration::bed::{Bed, Underlay};
 use integration::etcd::{Etcd, PREFIX};
 use integration::iproute::ip;
 use integration::probe;
@@ -11,13 +11,7 @@ use super::*;
 
 #[test]
 fn another_network_configuration_needs_a_restart_and_says_so() {
-    let bed = Bed::with(&Spec {
-        nodes: 1,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
+    let (bed, etcd) = bare(1);
     let daemon = start(bed.node(1), &etcd);
     let own = subnet(&daemon);
     for (net_conf, why) in [

@@ -3,9 +3,6 @@
 use std::fs;
 use std::path::PathBuf;
 
-use integration::bed::{Bed, Spec};
-use integration::etcd::Etcd;
-
 use super::*;
 
 /// How long a lease lives here, in seconds.
@@ -34,13 +31,7 @@ fn day(daemon: &Daemon) -> String {
 
 #[test]
 fn a_clock_set_by_a_day_both_ways_changes_nothing() {
-    let bed = Bed::with(&Spec {
-        nodes: 2,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
+    let (bed, etcd) = bare(2);
     let node = bed.node(1);
     let clock = node.dir().join("clock");
     fs::write(&clock, "+0").unwrap();

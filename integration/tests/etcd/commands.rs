@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use integration::bed::{Bed, Spec, overlayd_bin};
+use integration::bed::{Bed, overlayd_bin};
 use integration::etcd::Etcd;
 use integration::probe;
 
@@ -39,13 +39,7 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn look_reserve_and_release() {
-    let bed = Bed::with(&Spec {
-        nodes: 2,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
+    let (bed, etcd) = bare(2);
     let daemons: Vec<Daemon> = bed.nodes().iter().map(|node| start(node, &etcd)).collect();
     until("whole", || whole(&daemons).then_some(()));
     let config = daemons[0].config_path().to_string_lossy().into_owned();
@@ -173,12 +167,7 @@ fn look_reserve_and_release() {
 
 #[test]
 fn overlaps_are_named() {
-    let bed = Bed::with(&Spec {
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
+    let (bed, etcd) = bare(2);
     // As a node of another SubnetLen had it.
     let value = r#"{"PublicIP":"10.99.0.9","PublicIPv6":null,"BackendType":"vxlan"}"#;
     etcd.lease("10.244.8.0-23", value);
@@ -192,11 +181,7 @@ fn overlaps_are_named() {
 
 #[test]
 fn of_a_dual_stack_lease_either_subnet_is_enough() {
-    let bed = Bed::with(&Spec {
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
+    let (bed, etcd) = unconfigured(2);
     etcd.configure(
         r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#,
     );
@@ -238,11 +223,7 @@ fn of_a_dual_stack_lease_either_subnet_is_enough() {
 
 #[test]
 fn where_the_store_is_can_be_said_in_every_way() {
-    let bed = Bed::with(&Spec {
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
+    let (bed, etcd) = unconfigured(2);
     // Without a configuration in etcd too.
     let value = r#"{"PublicIP":"10.99.0.2","PublicIPv6":null}"#;
     etcd.lease("10.244.62.0-24", value);
@@ -265,11 +246,7 @@ fn where_the_store_is_can_be_said_in_every_way() {
 
 #[test]
 fn a_check_asks_etcd_or_says_that_it_did_not() {
-    let bed = Bed::with(&Spec {
-        pods: false,
-        ..Spec::default()
-    });
-    let mut etcd = Etcd::start(&bed);
+    let (bed, mut etcd) = unconfigured(2);
     let check = |etcd: &Etcd, more: &[&str]| {
         let endpoints = format!("--etcd-endpoints={}", etcd.endpoint());
         let words = ["config", "check", "--store=etcd", &endpoints];

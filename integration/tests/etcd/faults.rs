@@ -1,24 +1,13 @@
 //! Each fault, with what must hold.
 
 use encap::Family::V4;
-use integration::bed::{Bed, Spec, Underlay};
+use integration::bed::{Bed, Underlay};
 use integration::etcd::Etcd;
 use integration::probe;
 use nix::sys::signal::Signal;
 use overlayd::lab::traffic::Flow;
 
 use super::*;
-
-fn bare(nodes: u8) -> (Bed, Etcd) {
-    let bed = Bed::with(&Spec {
-        nodes,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
-    (bed, etcd)
-}
 
 fn all(bed: &Bed, etcd: &Etcd) -> Vec<Daemon> {
     let daemons: Vec<Daemon> = bed.nodes().iter().map(|node| start(node, etcd)).collect();

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::bed::{Bed, Daemon, Node};
+use integration::bed::{Bed, Daemon, Node, Spec};
 use integration::etcd::Etcd;
 use serde_json::Value;
 
@@ -22,6 +22,24 @@ const VXLAN: &str =
     r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1}}"#;
 /// Generous: machines may be busy. What it takes at rest is a second.
 const LONG: Duration = Duration::from_secs(30);
+
+/// Nodes without pods, and an etcd that holds a network configuration of VXLAN.
+fn bare(nodes: u8) -> (Bed, Etcd) {
+    let (bed, etcd) = unconfigured(nodes);
+    etcd.configure(VXLAN);
+    (bed, etcd)
+}
+
+/// Nodes without pods, and an etcd without a network configuration.
+fn unconfigured(nodes: u8) -> (Bed, Etcd) {
+    let bed = Bed::with(&Spec {
+        nodes,
+        pods: false,
+        ..Spec::default()
+    });
+    let etcd = Etcd::start(&bed);
+    (bed, etcd)
+}
 
 /// Waits until it is so.
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -9,13 +9,7 @@ use super::*;
 
 #[test]
 fn sixteen_nodes_start_in_the_same_instant() {
-    let bed = Bed::with(&Spec {
-        nodes: 16,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
+    let (bed, etcd) = bare(16);
     let daemons: Vec<Daemon> = bed
         .nodes()
         .iter()
@@ -73,12 +67,7 @@ fn what_is_written_is_flannel_s_to_the_byte() {
 
 #[test]
 fn subnet_min_and_max_and_nothing_else() {
-    let bed = Bed::with(&Spec {
-        nodes: 2,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
+    let (bed, etcd) = unconfigured(2);
     etcd.configure(r#"{"network":"10.244.0.0/16","subnetlen":26,"subnetmin":"10.244.9.64","SubnetMax":"10.244.9.128"}"#);
     let daemons: Vec<Daemon> = bed.nodes().iter().map(|node| start(node, &etcd)).collect();
     until("whole", || whole(&daemons).then_some(()));
@@ -112,13 +101,7 @@ fn packets_flow_between_nodes_on_etcd() {
 
 #[test]
 fn a_peer_that_flannel_wrote_and_one_of_its_oldest_form() {
-    let bed = Bed::with(&Spec {
-        nodes: 1,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
+    let (bed, etcd) = bare(1);
     etcd.put("10.244.14.0-24", r#"{"PublicIP":"10.99.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"5a:94:04:4d:4d:ae"}}"#);
     etcd.put("10.244.15.0-24", r#"{"PublicIP":"10.99.0.3","BackendType":"vxlan","BackendData":{"VtepMAC":"5a:94:04:4d:4d:af"}}"#);
     // A node of another backend is none of ours.

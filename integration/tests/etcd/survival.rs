@@ -4,24 +4,13 @@
 use std::fs;
 
 use encap::Family::V4;
-use integration::bed::{Bed, Spec, Underlay};
+use integration::bed::{Bed, Underlay};
 use integration::etcd::{Etcd, PREFIX};
 use integration::probe;
 use overlayd::lab::traffic::Flow;
 use overlayd::observe::client;
 
 use super::*;
-
-fn bare(nodes: u8) -> (Bed, Etcd) {
-    let bed = Bed::with(&Spec {
-        nodes,
-        pods: false,
-        ..Spec::default()
-    });
-    let etcd = Etcd::start(&bed);
-    etcd.configure(VXLAN);
-    (bed, etcd)
-}
 
 /// Starts it, and waits until the table on disk has its lease.
 fn start_and_save(bed: &Bed, etcd: &Etcd) -> Daemon {

@@ -9,17 +9,8 @@ fn net(text: &str) -> IpNet {
 
 fn link(index: u32, name: &str, mtu: u32) -> Link {
     Link {
-        index,
-        name: name.into(),
-        kind: None,
         mtu,
-        up: true,
-        running: true,
-        mac: None,
-        master: None,
-        lower: None,
-        lower_ns: None,
-        vxlan: None,
+        ..Link::named(index, name)
     }
 }
 

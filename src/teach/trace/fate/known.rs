@@ -101,22 +101,30 @@ pub(in crate::teach::trace) fn not_forwarding(place: &str, leg: Leg, dst: IpAddr
 
 /// A TUN device that nobody reads.
 pub(in crate::teach::trace) fn no_reader(place: &str, leg: Leg, device: &str) -> Loss {
-    Loss {
+    no_daemon(
+        place,
         leg,
-        place: place.to_owned(),
-        device: None,
-        reason: "no-daemon".into(),
-        by: NOBODY,
-        evidence: Evidence::Derived,
-        meaning: format!(
+        format!(
             "it went into the TUN device {device}, and no overlayd that could be asked reads that"
         ),
-        advice: "is overlayd running there, and does it answer? `overlayd status`".into(),
-    }
+        "is overlayd running there, and does it answer? `overlayd status`",
+    )
 }
 
 /// A daemon that runs, and does nothing.
 pub(in crate::teach::trace) fn hanging_daemon(place: &str, leg: Leg) -> Loss {
+    no_daemon(
+        place,
+        leg,
+        format!(
+            "the overlayd of this node runs, but gave no answer within {} s: it hangs or is stopped, so nobody takes the packet on",
+            PATIENCE.as_secs_f32()
+        ),
+        "`ps -C overlayd -o pid,stat,args`: one with the state T is stopped (`kill -CONT PID`); otherwise look into its log, and restart it",
+    )
+}
+
+fn no_daemon(place: &str, leg: Leg, meaning: String, advice: &str) -> Loss {
     Loss {
         leg,
         place: place.to_owned(),
@@ -124,11 +132,8 @@ pub(in crate::teach::trace) fn hanging_daemon(place: &str, leg: Leg) -> Loss {
         reason: "no-daemon".into(),
         by: NOBODY,
         evidence: Evidence::Derived,
-        meaning: format!(
-            "the overlayd of this node runs, but gave no answer within {} s: it hangs or is stopped, so nobody takes the packet on",
-            PATIENCE.as_secs_f32()
-        ),
-        advice: "`ps -C overlayd -o pid,stat,args`: one with the state T is stopped (`kill -CONT PID`); otherwise look into its log, and restart it".into(),
+        meaning,
+        advice: advice.into(),
     }
 }
 
