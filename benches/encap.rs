@@ -6,8 +6,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use encap::coalesce::{Join, Rules, Run};
 use encap::{
-    Encapsulation, Family, Fragments, Inner, MacAddr, OwnMacs, Segments, Split, Sums, Vxlan,
-    checksum, flow, segment,
+    Encapsulation, Family, Fragments, Inner, MacAddr, OwnMacs, Split, Sums, Vxlan, checksum, flow,
+    transport,
 };
 use etherparse::{PacketBuilder, TcpHeader};
 use overlayd::sys::wide;
@@ -102,22 +102,9 @@ fn cutting(c: &mut Criterion) {
     for (name, family) in [("ipv4", Family::V4), ("ipv6", Family::V6)] {
         let packet = tcp(family, 62_000);
         let inner = Inner::parse(&packet).expect("a packet just built parses");
-        let mut out = Vec::with_capacity(1 << 17);
         group.throughput(Throughput::Bytes(62_000));
-        group.bench_function(
-            BenchmarkId::new("62 KB into TCP segments of 1398", name),
-            |b| {
-                b.iter(|| {
-                    out.clear();
-                    let mut segments =
-                        Segments::new(black_box(&packet), &inner, 1398).expect("TCP is cut");
-                    while segments.next_into(&mut out).is_some() {}
-                    out.len()
-                });
-            },
-        );
         group.bench_function(BenchmarkId::new("checksum state of 62 KB", name), |b| {
-            b.iter(|| segment::l4_checksum_state(black_box(&packet), &inner));
+            b.iter(|| transport::l4_checksum_state(black_box(&packet), &inner));
         });
     }
     let mut packet = tcp(Family::V4, 1448);
@@ -214,7 +201,7 @@ fn per_packet(c: &mut Criterion) {
             b.iter(|| flow::source_port(flow::hash(black_box(&packet), black_box(&inner))))
         });
         group.bench_function(BenchmarkId::new("looks unfinished", name), |b| {
-            b.iter(|| segment::looks_unfinished(black_box(&packet), black_box(&inner)));
+            b.iter(|| transport::looks_unfinished(black_box(&packet), black_box(&inner)));
         });
     }
     group.finish();

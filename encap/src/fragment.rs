@@ -15,7 +15,7 @@ const NO_OPERATION: u8 = 1;
 
 /// Cuts an IPv4 packet into fragments. A packet that is a fragment itself is cut further.
 ///
-/// The transport checksum must be finished before ([`complete_checksum`](crate::segment::complete_checksum)): no fragment
+/// The transport checksum must be finished before ([`complete_checksum`](crate::transport::complete_checksum)): no fragment
 /// could carry an unfinished one.
 #[derive(Clone, Debug)]
 pub struct Fragments<'a> {

@@ -328,12 +328,13 @@ mod tests {
             if let Ok(inner) = Inner::parse(&bytes) {
                 prop_assert!(inner.l4 <= inner.total_len && inner.total_len <= bytes.len());
                 let _ = (inner.ports(&bytes), inner.is_icmp_error(&bytes), crate::flow::hash(&bytes, &inner));
-                let _ = (crate::segment::l4_checksum_state(&bytes, &inner), crate::segment::looks_unfinished(&bytes, &inner));
+                let _ = (crate::transport::l4_checksum_state(&bytes, &inner), crate::transport::looks_unfinished(&bytes, &inner));
                 let mut copy = bytes.clone();
-                crate::segment::complete_checksum(&mut copy, &inner);
+                crate::transport::complete_checksum(&mut copy, &inner);
                 let mut out = out;
-                if let Ok(mut segments) = crate::Segments::for_mtu(&bytes, &inner, mtu) {
-                    while segments.next_into(&mut out).is_some() {}
+                if let Ok(split) = crate::Split::for_mtu(&bytes, &inner, mtu) {
+                    out.resize(split.total_len(0), 0);
+                    prop_assert_eq!(split.write_all(&[], &mut out, &crate::Sums::PORTABLE), out.len());
                 }
                 if let Ok(mut fragments) = crate::Fragments::new(&bytes, &inner, mtu) {
                     while fragments.next_into(&mut out).is_some() {}

@@ -8,7 +8,7 @@
 //!                 ethernet.rs                               tcp.rs, udp.rs), ecn.rs, flow.rs
 //!  then         checksum.rs    sums, and changes to them
 //!               transport.rs   the state of a transport checksum, an unfinished one finished
-//!               segment.rs     superpackets cut to size
+//!               split.rs       superpackets cut to size
 //!               fragment.rs    IPv4 packets cut to size
 //! ```
 //!
@@ -30,7 +30,6 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod raw;
 pub mod reject;
-pub mod segment;
 pub mod split;
 pub mod sums;
 pub mod tcp;
@@ -48,7 +47,6 @@ pub use fragment::Fragments;
 pub use ip::{Family, Fragment, Inner};
 pub use raw::RawUdp;
 pub use reject::Reject;
-pub use segment::Segments;
 pub use split::Split;
 pub use sums::Sums;
 pub use transport::L4Checksum;

@@ -164,7 +164,7 @@ pub(crate) fn fill(transport: &mut [u8], field: usize, pseudo: u16, protocol: u8
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::segment::header_len;
+    use crate::split::header_len;
     use crate::testing::{self, L4};
     use etherparse::{IpHeaders, Ipv4Extensions, Ipv4Header, TcpHeader};
     use proptest::prelude::*;

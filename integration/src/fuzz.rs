@@ -7,11 +7,11 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use encap::coalesce::{Join, Rules, Run};
-use encap::segment::{self, L4Checksum};
+use encap::transport::{self, L4Checksum};
 use encap::vnet::{self, Gso, VnetHeader};
 use encap::{
-    Encapsulation, Family, Fragments, Inner, MacAddr, OwnMacs, RawUdp, Segments, Split, Sums,
-    Vxlan, flow, ipv4, transport,
+    Encapsulation, Family, Fragments, Inner, MacAddr, OwnMacs, RawUdp, Split, Sums, Vxlan, flow,
+    ipv4,
 };
 use overlayd::config::{Config, Overrides};
 use overlayd::teach::capture::Link;
@@ -88,14 +88,13 @@ pub fn coalesce(bytes: &[u8]) {
     let Ok(inner) = Inner::parse_checked(&packet) else {
         return;
     };
-    let Ok(mut segments) = Segments::new(&packet, &inner, usize::from(size)) else {
+    let Ok(split) = Split::new(&packet, &inner, usize::from(size)) else {
         return;
     };
-    let mut pieces = Vec::new();
-    let mut piece = Vec::new();
-    while segments.next_into(&mut piece).is_some() {
-        pieces.push(std::mem::take(&mut piece));
-    }
+    let mut segments = vec![0; split.total_len(0)];
+    split.write_all(&[], &mut segments, &Sums::PORTABLE);
+    let pieces = segments.chunks(split.segment_len());
+    let mut pieces: Vec<Vec<u8>> = pieces.map(<[u8]>::to_vec).collect();
     for change in changes.chunks(4) {
         let index = usize::from(change[0] & 0x7f) % pieces.len();
         let piece = &mut pieces[index];
@@ -197,11 +196,11 @@ fn packet(bytes: &[u8]) {
         inner.is_icmp_error(bytes),
         flow::hash(bytes, &inner),
     );
-    let state = segment::l4_checksum_state(bytes, &inner);
-    assert!(state != L4Checksum::Unfinished || segment::looks_unfinished(bytes, &inner));
+    let state = transport::l4_checksum_state(bytes, &inner);
+    assert!(state != L4Checksum::Unfinished || transport::looks_unfinished(bytes, &inner));
     let mut finished = bytes.to_vec();
-    segment::complete_checksum(&mut finished, &inner);
-    let state = segment::l4_checksum_state(&finished, &inner);
+    transport::complete_checksum(&mut finished, &inner);
+    let state = transport::l4_checksum_state(&finished, &inner);
     assert_ne!(state, L4Checksum::Unfinished);
     let mtu = inner.l4 + 100;
     if let Ok(split) = Split::for_mtu(bytes, &inner, mtu) {

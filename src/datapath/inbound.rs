@@ -16,9 +16,9 @@
 use std::net::IpAddr;
 
 use encap::ip::{Fragment, Inner};
-use encap::segment::{self, L4Checksum};
-use encap::split::Split;
+use encap::split::{self, Split};
 use encap::sums::Sums;
+use encap::transport::{self, L4Checksum};
 use encap::vnet::{Gso, VnetHeader};
 use encap::{Encapsulation, Family, checksum, ecn, tcp, udp};
 use fdb::PeerId;
@@ -152,11 +152,11 @@ impl<E: Encapsulation> Inbound<E> {
         counts: &Direction,
         out: &mut Outbox,
     ) -> Result<(), DropReason> {
-        let unfinished = segment::looks_unfinished(packet.bytes(), inner);
-        if !unfinished && segment::l4_checksum_state(packet.bytes(), inner) == L4Checksum::Bad {
+        let unfinished = transport::looks_unfinished(packet.bytes(), inner);
+        if !unfinished && transport::l4_checksum_state(packet.bytes(), inner) == L4Checksum::Bad {
             return Err(DropReason::BadChecksum);
         }
-        let headers = segment::header_len(packet.bytes(), inner)?;
+        let headers = split::header_len(packet.bytes(), inner)?;
         // Datagrams' sizes are the sender's choice, which the kernel reports; a stream may be split anywhere.
         let size = match inner.protocol {
             udp::PROTOCOL => packet.frame().vnet.gso_size.into(),
@@ -224,7 +224,7 @@ impl<E: Encapsulation> Inbound<E> {
         inner: &Inner,
         counts: &Direction,
     ) -> Result<VnetHeader, DropReason> {
-        if !segment::looks_unfinished(packet.bytes(), inner) {
+        if !transport::looks_unfinished(packet.bytes(), inner) {
             return Ok(VnetHeader::default());
         }
         if self.takes != Takes::Finished {
@@ -235,8 +235,8 @@ impl<E: Encapsulation> Inbound<E> {
                 usize::MAX,
             )?);
         }
-        if segment::l4_checksum_state(packet.bytes(), inner) == L4Checksum::Unfinished {
-            segment::complete_checksum(packet.bytes_mut(), inner);
+        if transport::l4_checksum_state(packet.bytes(), inner) == L4Checksum::Unfinished {
+            transport::complete_checksum(packet.bytes_mut(), inner);
             counts.checksums_completed.add(1);
         }
         Ok(VnetHeader::default())

@@ -11,7 +11,7 @@ use encap::ip::Inner;
 use encap::split::Split;
 use encap::sums::Sums;
 use encap::vnet::Gso;
-use encap::{Family, ecn, flow, segment};
+use encap::{Family, ecn, flow, transport};
 use fdb::{NextHop, Route};
 
 use super::batch::{Batch, Delivery, Outbox, Packet, Parcel};
@@ -326,7 +326,7 @@ fn send(
 /// Computes the transport checksum that the sender's kernel left to us.
 fn finish(packet: &mut Packet, inner: &Inner, counts: &Direction) {
     if packet.frame().vnet.needs_csum {
-        segment::complete_checksum(packet.bytes_mut(), inner);
+        transport::complete_checksum(packet.bytes_mut(), inner);
         counts.checksums_completed.add(1);
     }
 }
