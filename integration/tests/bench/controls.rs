@@ -14,13 +14,16 @@ fn shipped(name: &str) -> String {
 }
 
 #[test]
-fn fastd_and_wireguard_go_are_rows_like_any_other() {
+fn what_is_shipped_is_a_row_like_any_other() {
     let (fastd, wireguard) = (shipped("fastd"), shipped("wireguard-go"));
+    let overlayd = shipped("overlayd");
     let done = output(&[
         "--with",
         &fastd,
         "--with",
         &wireguard,
+        "--with",
+        &overlayd,
         "--only",
         "kernel-vxlan",
         "--settings",
@@ -35,8 +38,9 @@ fn fastd_and_wireguard_go_are_rows_like_any_other() {
     ]);
     let report = report(&done);
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
-    assert_eq!(report.rows, ["kernel-vxlan", "fastd", "wireguard-go"]);
-    for row in ["fastd", "wireguard-go"] {
+    let controls = ["fastd", "wireguard-go", "overlayd"];
+    assert_eq!(report.rows, [&["kernel-vxlan"], &controls[..]].concat());
+    for row in controls {
         for (test, figure) in [
             ("tcp-1", "gbps"),
             ("udp-mtu", "received_pps"),

@@ -10,6 +10,8 @@
 //! | `BENCH_LOCAL`, `BENCH_REMOTE` | this host's and the other's address on it |
 //! | `BENCH_DEV` | the name that the tunnel's device must have |
 //! | `BENCH_ADDRESS`, `BENCH_PEER_ADDRESS` | the address it must have, and the other host's, which it must lead to |
+//! | `BENCH_...` | what else of that name the bench was called with |
+//! | `BENCH_OVERLAYD` | the overlayd that the bench's own rows run |
 //! | `BENCH_DIR` | a directory for files; removed by the bench |
 //! | `BENCH_PIDFILE` | write the tunnel daemon's process id here, and its cost is metered |
 
@@ -78,8 +80,14 @@ impl Host {
         let log = site.dir.join(format!("{word}.log"));
         let out = File::create(&log)?;
         let mut command = holder::marked(script, &site.mark, &self.place());
+        // What whoever called the bench has to say to the script.
+        let said = std::env::vars_os().filter(|(name, _)| {
+            let name = name.as_encoded_bytes();
+            name.starts_with(b"BENCH_")
+        });
         command
             .arg(word)
+            .envs(said)
             .env(
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -96,6 +104,7 @@ impl Host {
                 "BENCH_PEER_ADDRESS",
                 host_address(self.other(), 1).to_string(),
             )
+            .env("BENCH_OVERLAYD", &site.exe)
             .env("BENCH_DIR", &site.dir)
             .env("BENCH_PIDFILE", self.pidfile())
             .stdout(out.try_clone()?)
