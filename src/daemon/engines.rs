@@ -260,16 +260,20 @@ impl Extras {
             Some(Ok(injection)) => {
                 let view = injection.paths.view();
                 let features = view.features();
-                let whole = features.tunnel_csum && (features.tcp4 || features.tcp6);
-                let note = if whole {
-                    format!(
-                        "superpackets leave whole through {} (peers whose way is known: {})",
-                        injection.injector.name(),
+                let name = injection.injector.name();
+                let pays = features.tunnel_csum && (features.tcp4 || features.tcp6);
+                let refused = injection.injector.refused();
+                let note = match &refused {
+                    _ if !pays => "the underlay device does not segment tunnelled superpackets (tx-udp_tnl-csum-segmentation): they are split here".into(),
+                    Some(error) => format!(
+                        "{name} takes no superpackets ({error}), so they are split here; it is asked again once a second, and a restart makes it anew"
+                    ),
+                    None => format!(
+                        "superpackets leave whole through {name} (peers whose way is known: {})",
                         view.len()
-                    )
-                } else {
-                    "the underlay device does not segment tunnelled superpackets (tx-udp_tnl-csum-segmentation): they are split here".into()
+                    ),
                 };
+                let whole = pays && refused.is_none();
                 all.push(Feature::new("injection", whole, &note));
             }
         }

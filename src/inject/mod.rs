@@ -28,7 +28,7 @@ mod paths;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU16, Ordering};
 
 use encap::{Family, MacAddr};
 use fdb::{Endpoint, NextHop};
@@ -140,6 +140,8 @@ pub struct Injector {
     over6: Accepted,
     /// The identification of the next outer IPv4 packet.
     id: AtomicU16,
+    /// Why the last superpacket was not taken, as errno; 0 if it was.
+    refused: AtomicI32,
 }
 
 impl Injector {
@@ -189,6 +191,7 @@ impl Injector {
             over4: Accepted::default(),
             over6: Accepted::default(),
             id: AtomicU16::new(0),
+            refused: AtomicI32::new(0),
         };
         injector.over4 = injector.probe(Family::V4, spec.header_len);
         injector.over6 = injector.probe(Family::V6, spec.header_len);
@@ -249,10 +252,28 @@ impl Injector {
         loop {
             let parts = [IoSlice::new(head), IoSlice::new(packet)];
             match nix::sys::uio::writev(&self.tap, &parts) {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    // Read by status alone; written when it changes, so that the line stays in every thread's cache.
+                    if self.refused.load(Ordering::Relaxed) != 0 {
+                        self.refused.store(0, Ordering::Relaxed);
+                    }
+                    return Ok(());
+                }
                 Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(Errno::EAGAIN) => return Err(Errno::EAGAIN.into()),
+                Err(error) => {
+                    self.refused.store(error as i32, Ordering::Relaxed);
+                    return Err(error.into());
+                }
             }
+        }
+    }
+
+    /// Why the device did not take the last superpacket; `None` if it did.
+    pub fn refused(&self) -> Option<io::Error> {
+        match self.refused.load(Ordering::Relaxed) {
+            0 => None,
+            errno => Some(io::Error::from_raw_os_error(errno)),
         }
     }
 

@@ -2,6 +2,8 @@
 //! nothing is lost in between.
 
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use encap::Family::{self, V4, V6};
 use integration::bed::{Backend, Bed, Daemon, Node, Spec, Underlay};
@@ -130,7 +132,15 @@ fn changes_while_running_cost_no_packet() {
     let split = count(&daemons[0], "split");
     stream(&bed, V4);
     assert!(count(&daemons[0], "split") > split + 100);
+    // So says the status, until one has been taken again, which is tried once a second.
+    wait_for_way(&daemons[0], false);
+    let status = daemons[0].status();
+    let note = injection(&status).unwrap()["note"].to_string();
+    assert!(note.contains("takes no superpackets"), "{note}");
     bed.block_on(netlink.set_up(device.index)).unwrap();
+    sleep(Duration::from_millis(1100));
+    stream(&bed, V4);
+    wait_for_way(&daemons[0], true);
 
     // Killed, it leaves nothing; started again, it goes on.
     daemons[0].kill();
