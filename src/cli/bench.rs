@@ -59,7 +59,7 @@ pub(super) struct BenchArgs {
     /// CPUs of the sending and of the receiving host, for example 0/1 or 0-3/4-7; auto: half of this machine's each, as
     /// two hosts have; none: all for both
     #[arg(long, value_name = "CPUS/CPUS", default_value = "auto", value_parser = pin)]
-    pin: Pin,
+    pin: PinArg,
     /// A row of an outside control: SCRIPT is run with `up` and `down` and brings its own tunnel up
     #[arg(long, value_name = "NAME=SCRIPT", value_parser = script)]
     with: Vec<(String, PathBuf)>,
@@ -118,12 +118,20 @@ fn test(text: &str) -> Result<Test> {
     text.parse()
 }
 
-fn pin(text: &str) -> Result<Pin> {
-    match text {
-        "auto" => Ok(Pin::halves()),
-        "none" => Ok(Pin::default()),
-        text => text.parse(),
-    }
+/// `--pin`.
+#[derive(Debug, Clone)]
+enum PinArg {
+    /// Half of this machine's CPUs for each host here; of two real hosts, each its own.
+    Auto,
+    These(Pin),
+}
+
+fn pin(text: &str) -> Result<PinArg> {
+    Ok(match text {
+        "auto" => PinArg::Auto,
+        "none" => PinArg::These(Pin::default()),
+        text => PinArg::These(text.parse()?),
+    })
 }
 
 fn seconds(text: &str) -> Result<f64> {
@@ -175,7 +183,13 @@ fn run(args: BenchArgs) -> Result<Exit> {
         say(report.to_text());
     }
     let failed = report.samples.iter().any(|sample| sample.error.is_some());
-    Ok(if failed { Exit::Failed } else { Exit::Ok })
+    // The time was up before the first.
+    let nothing = report.samples.is_empty();
+    Ok(if failed || nothing {
+        Exit::Failed
+    } else {
+        Exit::Ok
+    })
 }
 
 fn serve(listen: &str, key: Option<String>, with: Vec<(String, PathBuf)>) -> Result<Exit> {
@@ -298,7 +312,11 @@ impl BenchArgs {
                 SendArg::Batch => load::Send::Batch,
                 SendArg::Gso => load::Send::Gso,
             },
-            pin: self.pin.clone(),
+            pin: match &self.pin {
+                PinArg::Auto if self.peer.is_some() => Pin::default(),
+                PinArg::Auto => Pin::halves(),
+                PinArg::These(pin) => pin.clone(),
+            },
             scripts: self.with.iter().cloned().collect(),
             peer: self.peer.clone().zip(self.key.clone()),
         };

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::Plan;
-use super::host::{Host, Ports, Site};
+use super::host::{Host, Ports, Record, Site};
 use crate::kernel::{NetNs, Netlink, sysctl};
 use crate::lab::holder;
 use crate::lab::traffic::Cancel;
@@ -171,11 +171,36 @@ fn sweep() {
             .ok()?;
         (!Path::new("/proc").join(pid.to_string()).exists()).then(|| format!("{PREFIX}{pid}"))
     };
+    let directories = fs::read_dir(ROOT).into_iter().flatten().flatten();
+    for directory in directories {
+        let name = directory.file_name().to_string_lossy().into_owned();
+        if let Some(mark) = dead(&name) {
+            let _ = holder::end_all(&mark, || ());
+            set_back(&directory.path());
+        }
+    }
     for name in NetNs::list_named().unwrap_or_default() {
         if let Some(mark) = dead(&name) {
             let _ = holder::end_all(&mark, || ());
             let _ = NetNs::delete_named(&name);
-            let _ = fs::remove_dir_all(Path::new(ROOT).join(mark));
         }
     }
+}
+
+/// Sets back what a bench on a real host has changed there, and removes its directory. That of a host which is a namespace
+/// that we are not in stays, for one that is.
+fn set_back(directory: &Path) {
+    let hosts = fs::read_dir(directory).into_iter().flatten().flatten();
+    let records: Vec<Record> = hosts
+        .filter_map(|host| Record::kept(&host.path()))
+        .collect();
+    if !records.iter().all(Record::is_here) {
+        return;
+    }
+    for record in records {
+        if let Err(error) = record.undo() {
+            tracing::warn!("what a killed bench has left could not all be removed: {error:#}");
+        }
+    }
+    let _ = fs::remove_dir_all(directory);
 }

@@ -3,6 +3,7 @@
 //! Addresses are those that RFC 2544 (appendix C.2.2) sets aside for benchmarks: the overlay is 198.18.0.0/16, of which
 //! host n has 198.18.n.0/24; the underlay of the bench's own namespaces is 198.19.0.0/24.
 
+mod record;
 mod script;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,8 @@ use crate::lab::topology::Backend;
 use crate::lab::traffic::Cancel;
 use crate::observe::client;
 use crate::sys::ethtool::{self, Features};
+
+pub(super) use record::Record;
 
 /// The device of whatever path is up.
 const DEVICE: &str = "ovb0";
@@ -442,6 +445,16 @@ fn end(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
+/// To the subnet of host `number` by way of its underlay address.
+fn gateway_route(number: u8, via: Ipv4Addr, underlay: u32, src: Option<Ipv4Addr>) -> RouteSpec {
+    RouteSpec {
+        via: Some(via.into()),
+        src: src.map(IpAddr::from),
+        protocol: STATIC,
+        ..RouteSpec::new(subnet(number).into(), underlay)
+    }
+}
+
 async fn host_gw(
     netlink: &Netlink,
     site: &Site,
@@ -456,15 +469,8 @@ async fn host_gw(
         netlink.add_address(lo, address, true).await?;
         up.addresses.push((lo, address));
     }
-    let route = RouteSpec {
-        via: Some(site.peer.into()),
-        src: (!pods).then_some(ip.into()),
-        protocol: STATIC,
-        ..RouteSpec::new(
-            subnet(other).into(),
-            find(netlink, &site.device).await?.index,
-        )
-    };
+    let underlay = find(netlink, &site.device).await?.index;
+    let route = gateway_route(other, site.peer, underlay, (!pods).then_some(ip));
     netlink.add_route(&route).await?;
     up.routes.push(route);
     Ok(ip)

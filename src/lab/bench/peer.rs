@@ -7,15 +7,16 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::bed::Bed;
-use super::host::{End, Host, Ports, Scripts, Site};
+use super::host::{End, Host, Ports, Record, Scripts, Site};
 use super::load::{Job, Outcome};
 use super::machine::Machine;
 use super::plan::{Row, Setting};
@@ -31,11 +32,19 @@ const LONGEST: u64 = 1 << 20;
 /// How long an answer may take: longer than any measurement.
 const PATIENCE: Duration = Duration::from_secs(900);
 const LOOK: Duration = Duration::from_millis(100);
+/// How long whoever connects may take to say what for.
+const GREETING: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Question {
-    Hello { key: String, version: u32 },
+    Hello {
+        key: String,
+        version: u32,
+        /// The processors that the server's side is to keep to; all if empty.
+        #[serde(default)]
+        cpus: Vec<usize>,
+    },
     Machine,
     Offloads(Setting),
     Up(Row),
@@ -47,12 +56,14 @@ enum Question {
 
 /// A connection to a server.
 pub(super) struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Patient>,
 }
 
 impl Client {
     fn ask<T: DeserializeOwned>(&mut self, question: &Question) -> Result<T> {
-        write_line(self.reader.get_mut(), &serde_json::to_value(question)?)
+        let connection = self.reader.get_mut();
+        connection.until = Some(Instant::now() + PATIENCE);
+        write_line(&mut connection.stream, &serde_json::to_value(question)?)
             .context("bench serve has gone")?;
         let answer = read_line(&mut self.reader)?.context("bench serve has gone")?;
         if let Some(error) = answer.get("error").and_then(Value::as_str) {
@@ -109,22 +120,18 @@ pub(super) fn connect(
     let stream =
         TcpStream::connect_timeout(&address, Duration::from_secs(5)).with_context(attempt)?;
     let (public, peer) = ends(&stream)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     let mut client = Client {
-        reader: BufReader::new(stream),
+        reader: BufReader::new(Patient::new(stream, cancel)?),
     };
     let version = report::VERSION;
     let () = client.ask(&Question::Hello {
         key: key.to_owned(),
         version,
+        cpus: plan.pin.b.clone(),
     })?;
     let bed = Bed::claim()?;
-    let site = site(1, (public, peer), &bed, exe, &plan.scripts, cancel)?;
-    let host = Host::new(Site {
-        cpus: plan.pin.a.clone(),
-        ..site
-    })?;
+    let ends = (public, peer);
+    let host = real_host(1, ends, &bed, exe, &plan.scripts, &plan.pin.a, cancel)?;
     Ok((host, Side::There(client), bed))
 }
 
@@ -169,21 +176,22 @@ fn serve_one(
     cancel: &Cancel,
 ) -> Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(LOOK))?;
     let mut writer = stream.try_clone()?;
-    let mut reader = BufReader::new(Patient {
-        stream: stream.try_clone()?,
-        cancel,
-    });
+    let mut reader = BufReader::new(Patient::new(stream.try_clone()?, cancel)?);
+    // Whoever has nothing to say keeps others waiting.
+    reader.get_mut().until = Some(Instant::now() + GREETING);
     let first = read_line(&mut reader)?.context("no word")?;
-    if let Err(error) = welcome(first, key) {
-        write_line(&mut writer, &json!({"error": error.to_string()}))?;
-        return Err(error);
-    }
+    let cpus = match welcome(first, key) {
+        Ok(cpus) => cpus,
+        Err(error) => {
+            write_line(&mut writer, &json!({"error": error.to_string()}))?;
+            return Err(error);
+        }
+    };
+    reader.get_mut().until = None;
     let bed = Bed::claim()?;
-    let (public, peer) = ends(stream)?;
-    let mut host = Host::new(site(2, (public, peer), &bed, exe, scripts, cancel)?)?;
+    let ends = ends(stream)?;
+    let mut host = real_host(2, ends, &bed, exe, scripts, &cpus, cancel)?;
     write_line(&mut writer, &json!({"ok": null}))?;
     while let Some(line) = read_line(&mut reader)? {
         let answer = serde_json::from_value(line)
@@ -198,12 +206,15 @@ fn serve_one(
     Ok(())
 }
 
-fn welcome(first: Value, key: &str) -> Result<()> {
+/// Lets whoever has the key in. On which processors its loads are to run here.
+fn welcome(first: Value, key: &str) -> Result<Vec<usize>> {
     match serde_json::from_value(first) {
         Ok(Question::Hello { version, .. }) if version != report::VERSION => {
             bail!("another version of overlayd: use the same on both hosts")
         }
-        Ok(Question::Hello { key: given, .. }) if given == key => Ok(()),
+        Ok(Question::Hello {
+            key: given, cpus, ..
+        }) if given == key => Ok(cpus),
         Ok(Question::Hello { .. }) => bail!("the key is not the one that bench serve has shown"),
         _ => bail!("this is no overlayd bench"),
     }
@@ -223,34 +234,39 @@ fn answer(host: &mut Host, question: Question) -> Result<Value> {
 }
 
 /// A host that is a real one: in the namespace we are in, on the device that the connection goes over.
-fn site(
+#[allow(clippy::too_many_arguments)]
+fn real_host(
     number: u8,
     (public, peer): (Ipv4Addr, Ipv4Addr),
     bed: &Bed,
     exe: &Path,
     scripts: &Scripts,
+    cpus: &[usize],
     cancel: &Cancel,
-) -> Result<Site> {
+) -> Result<Host> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let device = runtime.block_on(async { Netlink::open()?.iface_of(public.into()).await })?;
     let device = device.with_context(|| format!("no device has the address {public}"))?;
-    Ok(Site {
+    let dir = bed.host_dir(number)?;
+    let host = Host::new(Site {
         number,
         node: NetNs::current()?,
         pod: None,
         device: device.name,
         public,
         peer,
-        dir: bed.host_dir(number)?,
+        dir: dir.clone(),
         exe: exe.to_owned(),
         mark: bed.mark().to_owned(),
         ports: Ports::apart(),
         scripts: scripts.clone(),
-        cpus: Vec::new(),
+        cpus: cpus.to_vec(),
         cancel: cancel.clone(),
-    })
+    })?;
+    Record::of(&host)?.keep(&dir)?;
+    Ok(host)
 }
 
 fn ends(stream: &TcpStream) -> Result<(Ipv4Addr, Ipv4Addr)> {
@@ -260,16 +276,44 @@ fn ends(stream: &TcpStream) -> Result<(Ipv4Addr, Ipv4Addr)> {
     }
 }
 
-/// A reader that waits for the next question, and for a signal.
-struct Patient<'a> {
+/// A connection whose reader waits for the other side, for a signal, and until a point in time.
+struct Patient {
     stream: TcpStream,
-    cancel: &'a Cancel,
+    cancel: Cancel,
+    until: Option<Instant>,
 }
 
-impl Read for Patient<'_> {
+impl Patient {
+    fn new(stream: TcpStream, cancel: &Cancel) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LOOK))?;
+        // A host that vanished is noticed after a minute.
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(Self {
+            stream,
+            cancel: cancel.clone(),
+            until: None,
+        })
+    }
+}
+
+impl Read for Patient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.cancel.check()?;
+            if self.cancel.is_set() {
+                // Not `Interrupted`, which readers take as a reason to try again.
+                return Err(io::Error::other("cancelled"));
+            }
+            if self.until.is_some_and(|until| Instant::now() > until) {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "no word from the other side",
+                ));
+            }
             match self.stream.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,

@@ -33,10 +33,15 @@ impl Report {
             )?;
         }
         let s = if self.rounds == 1 { "" } else { "s" };
+        let pin = if self.machines.len() > 1 && self.pin == super::pin::Pin::default() {
+            "each host on all of its CPUs".to_owned()
+        } else {
+            self.pin.to_string()
+        };
         writeln!(
             to,
-            "{} round{s} of {:.2} s per measurement, interleaved; {}; medians (lowest-highest), x: ratio to {REFERENCE} of the same round",
-            self.rounds, self.window, self.pin
+            "{} round{s} of {:.2} s per measurement, interleaved; {pin}; medians (lowest-highest), x: ratio to {REFERENCE} of the same round",
+            self.rounds, self.window
         )?;
         for setting in &self.settings {
             writeln!(to, "\noffloads: {setting}")?;
