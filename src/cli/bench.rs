@@ -1,5 +1,6 @@
 //! `overlayd bench`: how fast is it, beside bare veth and kernel VXLAN?
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -231,7 +232,16 @@ fn compare(old: &Path, new: &Path, json: bool) -> Result<Exit> {
         }
         Ok(report)
     };
-    let changes = compare::compare(&read(old)?, &read(new)?);
+    let (old, new) = (read(old)?, read(new)?);
+    let changes = compare::compare(&old, &new);
+    if old.command.get(1..) != new.command.get(1..) {
+        let call = |report: &Report| report.command.join(" ");
+        tell!(
+            "overlayd bench compare: not the same was asked for, so not all of this is the change:\n  old: {}\n  new: {}",
+            call(&old),
+            call(&new)
+        );
+    }
     if changes.is_empty() {
         bail!("the two reports have no setting, row and test in common");
     }
@@ -296,6 +306,9 @@ impl BenchArgs {
         } else {
             (self.tests.clone(), Vec::new())
         };
+        once("row", &rows)?;
+        once("setting", &settings)?;
+        once("test", &tests)?;
         let mut plan = Plan {
             rows,
             settings,
@@ -348,6 +361,19 @@ impl BenchArgs {
                 })
             })
             .collect()
+    }
+}
+
+/// What is named twice would be measured twice, and its figures thrown together.
+fn once<T: ToString>(what: &str, all: &[T]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match all
+        .iter()
+        .map(T::to_string)
+        .find(|one| !seen.insert(one.clone()))
+    {
+        Some(one) => bail!("the {what} {one} is asked for twice"),
+        None => Ok(()),
     }
 }
 

@@ -213,6 +213,16 @@ fn nonsense_is_refused_before_anything_is_made() {
             2,
             "no row \"kernel-vlan\"; there are bare, host-gw",
         ),
+        (
+            &["--only", "bare,bare"],
+            2,
+            "the row bare is asked for twice",
+        ),
+        (
+            &["--tests", "rtt,rtt"],
+            2,
+            "the test rtt is asked for twice",
+        ),
         (&["--tests", "tcp-0"], 2, "no test \"tcp-0\""),
         (&["--tests", "udp-8"], 2, "at least 16 bytes"),
         (&["--settings", "fast"], 2, "no setting \"fast\""),

@@ -214,7 +214,10 @@ impl Host {
         self.up = Some(Up::default());
         let made = self.build(row);
         if made.is_err() {
-            self.down()?;
+            if let Err(error) = self.down() {
+                // The reason why it did not come up says more.
+                tracing::warn!("{row} could not all be taken down: {error:#}");
+            }
         }
         made.with_context(|| format!("cannot bring {row} up"))
     }
