@@ -263,7 +263,12 @@ fn a_subnet_without_a_bridge_is_unreachable_and_no_loop() {
             // From the node itself, and from its peer, whom the answer has to reach over the overlay.
             for from in [one, two] {
                 let start = Instant::now();
-                let error = error(&probe(from.netns(), nobody, 100));
+                let report = probe(from.netns(), nobody, 100);
+                if report.errors.is_empty() {
+                    // Where it was lost is in the counts.
+                    daemons.iter().for_each(|d| eprintln!("{:#}", d.status()));
+                }
+                let error = error(&report);
                 assert!(start.elapsed() < Duration::from_secs(1));
                 let host_unreachable = if family == Family::V4 { (3, 1) } else { (1, 3) };
                 assert_eq!((error.kind, error.code), host_unreachable, "{error}");
