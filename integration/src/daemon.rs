@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::bed::Node;
 use crate::config::Config;
+use crate::iproute::ip;
 
 /// How long a daemon may take to start, to stop, or to take up a change.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,6 +63,19 @@ pub struct Daemon {
     log: File,
 }
 
+/// Does the kernel deliver to the daemon's IPv6 addresses? It makes an address's local route a moment after the address, from
+/// a work queue (net/ipv6/addrconf.c, `addrconf_dad_work`), and until then routes on what comes for it.
+fn is_settled(node: &Node, status: &Value) -> bool {
+    let addresses = status["device"]["addresses"].as_array();
+    let addresses = addresses.into_iter().flatten().filter_map(Value::as_str);
+    let mut v6 = addresses.filter(|address| address.contains(':')).peekable();
+    if v6.peek().is_none() {
+        return true;
+    }
+    let local = ip(node.netns(), "-6 route show table local type local");
+    v6.all(|address| local.contains(&format!("local {address} ")))
+}
+
 impl Daemon {
     /// Starts a daemon in `node` and waits until it answers.
     ///
@@ -74,7 +88,13 @@ impl Daemon {
             let exited = daemon.exited();
             match client::status(&daemon.socket) {
                 // The one that answers may be another on the same socket.
-                Ok(status) if status["pid"] == daemon.pid() => return daemon,
+                Ok(status) if status["pid"] == daemon.pid() => {
+                    let enough = Instant::now() + Duration::from_secs(1);
+                    while !is_settled(node, &status) && Instant::now() < enough {
+                        sleep(LOOK);
+                    }
+                    return daemon;
+                }
                 answer => {
                     assert!(
                         exited.is_none(),
