@@ -198,6 +198,21 @@ pub(crate) fn packet(most: usize) -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(ip, l4, payload)| build(&ip, &l4, &payload))
 }
 
+/// A packet of TCP over IPv4, whose identification is about to come round.
+pub(crate) fn tcp4(tcp: TcpHeader, payload: &[u8]) -> Vec<u8> {
+    let ip = Ipv4Header {
+        identification: 0xffff,
+        source: [10, 244, 1, 2],
+        destination: [10, 244, 2, 2],
+        ..Default::default()
+    };
+    build(
+        &IpHeaders::Ipv4(ip, Ipv4Extensions::default()),
+        &L4::Tcp(Box::new(tcp)),
+        payload,
+    )
+}
+
 /// A plain IPv4 UDP packet between two addresses of the documentation.
 pub(crate) fn udp4(payload: &[u8]) -> Vec<u8> {
     let ip = Ipv4Header {

@@ -166,22 +166,8 @@ mod tests {
     use super::*;
     use crate::split::header_len;
     use crate::testing::{self, L4};
-    use etherparse::{IpHeaders, Ipv4Extensions, Ipv4Header, TcpHeader};
+    use etherparse::{IpHeaders, TcpHeader};
     use proptest::prelude::*;
-
-    /// A packet of TCP over IPv4.
-    fn tcp4(tcp: TcpHeader) -> Vec<u8> {
-        let ip = Ipv4Header {
-            source: [10, 244, 1, 2],
-            destination: [10, 244, 2, 2],
-            ..Default::default()
-        };
-        testing::build(
-            &IpHeaders::Ipv4(ip, Ipv4Extensions::default()),
-            &L4::Tcp(Box::new(tcp)),
-            &[],
-        )
-    }
 
     #[test]
     fn udp_without_a_checksum() {
@@ -268,7 +254,7 @@ mod tests {
             2, 4, 5, 0x82, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7,
         ])
         .unwrap();
-        let finished = tcp4(tcp);
+        let finished = testing::tcp4(tcp, &[]);
         let inner = Inner::parse(&finished).unwrap();
         let mut packet = finished.clone();
         // 0x0af4 + 0x0102 + 0x0af4 + 0x0202 + 6 + 40

@@ -1,21 +1,7 @@
 use super::*;
-use crate::testing::{self, L4, Verified};
-use etherparse::{IpHeaders, Ipv4Extensions, Ipv4Header, TcpHeader};
+use crate::testing::{self, Verified, tcp4};
+use etherparse::{IpHeaders, Ipv4Header, TcpHeader};
 use proptest::prelude::*;
-
-fn tcp4(tcp: TcpHeader, payload: &[u8]) -> Vec<u8> {
-    let ip = Ipv4Header {
-        identification: 0xffff,
-        source: [10, 244, 1, 2],
-        destination: [10, 244, 2, 2],
-        ..Default::default()
-    };
-    testing::build(
-        &IpHeaders::Ipv4(ip, Ipv4Extensions::default()),
-        &L4::Tcp(Box::new(tcp)),
-        payload,
-    )
-}
 
 /// The packets that a superpacket is split into, as long as all of them.
 fn cut(packet: &[u8], size: usize) -> Result<Vec<Vec<u8>>, Reject> {

@@ -10,6 +10,7 @@
 //! Everything carries the number of the process that made it. What a bench that was killed has left is removed by the
 //! next one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -172,18 +173,15 @@ fn sweep() {
         (!Path::new("/proc").join(pid.to_string()).exists()).then(|| format!("{PREFIX}{pid}"))
     };
     let directories = fs::read_dir(ROOT).into_iter().flatten().flatten();
-    for directory in directories {
-        let name = directory.file_name().to_string_lossy().into_owned();
-        if let Some(mark) = dead(&name) {
-            let _ = holder::end_all(&mark, || ());
-            set_back(&directory.path());
+    let directories = directories.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names = NetNs::list_named().unwrap_or_default().into_iter();
+    let marks: BTreeSet<String> = names.chain(directories).filter_map(|n| dead(&n)).collect();
+    for mark in marks {
+        let _ = holder::end_all(&mark, || ());
+        for which in ['a', 'b'] {
+            let _ = NetNs::delete_named(&format!("{mark}-{which}"));
         }
-    }
-    for name in NetNs::list_named().unwrap_or_default() {
-        if let Some(mark) = dead(&name) {
-            let _ = holder::end_all(&mark, || ());
-            let _ = NetNs::delete_named(&name);
-        }
+        set_back(&Path::new(ROOT).join(mark));
     }
 }
 

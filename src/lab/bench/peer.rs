@@ -130,8 +130,8 @@ pub(super) fn connect(
         cpus: plan.pin.b.clone(),
     })?;
     let bed = Bed::claim()?;
-    let ends = (public, peer);
-    let host = real_host(1, ends, &bed, exe, &plan.scripts, &plan.pin.a, cancel)?;
+    let site = site(1, (public, peer), &bed, exe, &plan.scripts, cancel)?;
+    let host = real_host(site, &plan.pin.a)?;
     Ok((host, Side::There(client), bed))
 }
 
@@ -190,8 +190,8 @@ fn serve_one(
     };
     reader.get_mut().until = None;
     let bed = Bed::claim()?;
-    let ends = ends(stream)?;
-    let mut host = real_host(2, ends, &bed, exe, scripts, &cpus, cancel)?;
+    let site = site(2, ends(stream)?, &bed, exe, scripts, cancel)?;
+    let mut host = real_host(site, &cpus)?;
     write_line(&mut writer, &json!({"ok": null}))?;
     while let Some(line) = read_line(&mut reader)? {
         let answer = serde_json::from_value(line)
@@ -233,40 +233,45 @@ fn answer(host: &mut Host, question: Question) -> Result<Value> {
     })
 }
 
+/// A host that is not the bench's alone: what it changes there is kept for a next one, in case this one is killed.
+fn real_host(site: Site, cpus: &[usize]) -> Result<Host> {
+    let host = Host::new(Site {
+        cpus: cpus.to_vec(),
+        ..site
+    })?;
+    Record::keep(&host)?;
+    Ok(host)
+}
+
 /// A host that is a real one: in the namespace we are in, on the device that the connection goes over.
-#[allow(clippy::too_many_arguments)]
-fn real_host(
+fn site(
     number: u8,
     (public, peer): (Ipv4Addr, Ipv4Addr),
     bed: &Bed,
     exe: &Path,
     scripts: &Scripts,
-    cpus: &[usize],
     cancel: &Cancel,
-) -> Result<Host> {
+) -> Result<Site> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let device = runtime.block_on(async { Netlink::open()?.iface_of(public.into()).await })?;
     let device = device.with_context(|| format!("no device has the address {public}"))?;
-    let dir = bed.host_dir(number)?;
-    let host = Host::new(Site {
+    Ok(Site {
         number,
         node: NetNs::current()?,
         pod: None,
         device: device.name,
         public,
         peer,
-        dir: dir.clone(),
+        dir: bed.host_dir(number)?,
         exe: exe.to_owned(),
         mark: bed.mark().to_owned(),
         ports: Ports::apart(),
         scripts: scripts.clone(),
-        cpus: cpus.to_vec(),
+        cpus: Vec::new(),
         cancel: cancel.clone(),
-    })?;
-    Record::of(&host)?.keep(&dir)?;
-    Ok(host)
+    })
 }
 
 fn ends(stream: &TcpStream) -> Result<(Ipv4Addr, Ipv4Addr)> {

@@ -29,21 +29,20 @@ pub(in crate::lab::bench) struct Record {
 }
 
 impl Record {
-    /// Of a host that has just been looked at.
-    pub(in crate::lab::bench) fn of(host: &Host) -> Result<Self> {
+    /// Keeps that of a host that has just been looked at in its directory.
+    pub(in crate::lab::bench) fn keep(host: &Host) -> Result<()> {
         let site = &host.site;
-        Ok(Self {
+        let record = Self {
             namespace: site.node.id()?,
             number: site.number,
             device: site.device.clone(),
             peer: site.peer,
             features: host.original.clone(),
-        })
-    }
-
-    /// Keeps it in the host's directory.
-    pub(in crate::lab::bench) fn keep(&self, dir: &Path) -> Result<()> {
-        Ok(fs::write(dir.join(FILE), serde_json::to_vec(self)?)?)
+        };
+        Ok(fs::write(
+            site.dir.join(FILE),
+            serde_json::to_vec(&record)?,
+        )?)
     }
 
     /// What is kept in that directory, if anything.
