@@ -16,9 +16,10 @@ use crate::sys::udp::{RecvScratch, receive_many};
 /// Messages received in one call, when they are small.
 pub const MESSAGES: usize = 32;
 /// Messages received in one call, when they are large: what is received, and what is written of it, should stay in
-/// a second-level cache.
+/// a second-level cache, and the sender of a stream should not wait for the answers to so many.
 const LARGE_MESSAGES: usize = 4;
-/// A message of more bytes than this is large.
+/// Messages of more bytes than this on average are large. Not one small one among them makes a difference: a program's
+/// writes end in one.
 const LARGE: usize = 16 << 10;
 
 /// The sockets that datagrams come by.
@@ -115,7 +116,7 @@ impl Receiver {
                 };
             }
         };
-        socket.most = LARGE_MESSAGES;
+        let mut total = 0;
         for (slot, message) in came[..received].iter().enumerate() {
             let mut frame = Frame::from(message.source, message.tos);
             let bytes = batch.message(slot, message.len);
@@ -132,15 +133,46 @@ impl Receiver {
                 self.overflow += u64::from(lost.wrapping_sub(socket.lost));
                 socket.lost = lost;
             }
-            if message.len <= LARGE {
-                socket.most = MESSAGES;
-            }
+            total += message.len;
         }
+        socket.most = most_after(received, total);
         Ok(received)
     }
 
     /// Datagrams that the kernel dropped since the last call: the receive buffer was full, or the checksum wrong.
     pub fn take_overflow(&mut self) -> u64 {
         std::mem::take(&mut self.overflow)
+    }
+}
+
+/// Messages to ask for after `received` ones of `total` bytes.
+fn most_after(received: usize, total: usize) -> usize {
+    if total > received * LARGE {
+        LARGE_MESSAGES
+    } else {
+        MESSAGES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_received_in_small_batches_and_datagrams_in_large_ones() {
+        let superpacket = 64_448;
+        assert_eq!(most_after(1, superpacket), LARGE_MESSAGES);
+        assert_eq!(
+            most_after(4, 3 * superpacket + 4_334),
+            LARGE_MESSAGES,
+            "the rest of a program's write is among them"
+        );
+        assert_eq!(most_after(1, 110), MESSAGES);
+        assert_eq!(most_after(32, 32 * 1_500), MESSAGES);
+        assert_eq!(
+            most_after(32, 2 * superpacket + 30 * 110),
+            MESSAGES,
+            "mostly small ones"
+        );
     }
 }
