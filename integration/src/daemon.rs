@@ -1,5 +1,6 @@
 //! The daemon under test: built once, started in a node, asked, signalled, stopped.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
@@ -82,18 +83,25 @@ impl Daemon {
     /// # Panics
     /// If it exits, or does not answer within five seconds; with its log.
     pub fn start(node: &Node, config: &Config) -> Self {
-        let mut daemon = Self::launch(node, config);
+        Self::launch(node, config).answering(node)
+    }
+
+    /// Waits until it answers.
+    ///
+    /// # Panics
+    /// As [`Daemon::start`].
+    pub fn answering(mut self, node: &Node) -> Self {
         let end = Instant::now() + PATIENCE;
         loop {
-            let exited = daemon.exited();
-            match client::status(&daemon.socket) {
+            let exited = self.exited();
+            match client::status(&self.socket) {
                 // The one that answers may be another on the same socket.
-                Ok(status) if status["pid"] == daemon.pid() => {
+                Ok(status) if status["pid"] == self.pid() => {
                     let enough = Instant::now() + Duration::from_secs(1);
                     while !is_settled(node, &status) && Instant::now() < enough {
                         sleep(LOOK);
                     }
-                    return daemon;
+                    return self;
                 }
                 answer => {
                     assert!(
@@ -120,12 +128,27 @@ impl Daemon {
         Self::launch_with(node, config, &[])
     }
 
+    /// The same, by a command that becomes what it is given, such as `setpriv --bounding-set=-sys_nice`.
+    ///
+    /// # Panics
+    /// If it cannot be started at all.
+    pub fn launch_by(by: &[&str], node: &Node, config: &Config) -> Self {
+        Self::spawn(by, node, config, &[])
+    }
+
     /// The same, with these variables in its environment.
     ///
     /// # Panics
     /// If it cannot be started at all.
     pub fn launch_with(node: &Node, config: &Config, env: &[(&str, &str)]) -> Self {
-        let binary = overlayd_bin();
+        Self::spawn(&[], node, config, env)
+    }
+
+    fn spawn(by: &[&str], node: &Node, config: &Config, env: &[(&str, &str)]) -> Self {
+        let mut words = by
+            .iter()
+            .map(OsStr::new)
+            .chain([overlayd_bin().as_os_str()]);
         let place = |ending: &str| {
             let path = (0..).map(|n| node.dir().join(format!("overlayd-{n}.{ending}")));
             let mut free = path.filter(|path| !path.exists());
@@ -135,8 +158,8 @@ impl Daemon {
         fs::write(&toml, config.to_string()).expect("write the configuration");
         let stderr = File::create(&log).expect("create the log");
         let log = File::open(&log).expect("open the log");
-        let mut command = Command::new(binary);
-        command.arg("run").arg("--config").arg(&toml);
+        let mut command = Command::new(words.next().expect("overlayd at least"));
+        command.args(words).arg("run").arg("--config").arg(&toml);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -183,6 +183,8 @@ pub struct Datapath {
     pub queues: u16,
     /// How long a forwarding thread looks for packets before it sleeps.
     pub busy_poll: Duration,
+    /// The nice value of a forwarding thread while streams come in.
+    pub nice: i32,
     /// Whether superpackets leave whole.
     pub injection: Injection,
     /// Whether large sends are read by the kernel where they lie.
@@ -492,6 +494,7 @@ impl Config {
                 "datapath.busy-poll",
                 self.datapath.busy_poll != new.datapath.busy_poll,
             ),
+            ("datapath.nice", self.datapath.nice != new.datapath.nice),
             (
                 "datapath.zerocopy",
                 self.datapath.zerocopy != new.datapath.zerocopy,

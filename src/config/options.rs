@@ -220,6 +220,8 @@ pub static OPTIONS: &[Opt] = &[
         "Device queues, each with a thread and sockets of its own, at most 16: a number, or auto (one per processor). batched only."),
     row("datapath", "busy-poll", "busy-poll", Kind::Number, "0", "0",
         "Microseconds that a forwarding thread looks for packets before it sleeps, at most 1000000. Shorter round trips for a processor each. batched only."),
+    row("datapath", "nice", "nice", Kind::Number, "-5", "-5",
+        "Nice value of a forwarding thread while streams come in, -20 to 0: who reads them then gets several superpackets at once. batched only."),
     row("datapath", "injection", "injection", Kind::Text, r#""auto""#, "auto",
         "Superpackets leave whole where kernel and underlay device can cut them: auto (with vxlan), on, off. They bypass netfilter's output hooks."),
     row("datapath", "zerocopy", "zerocopy", Kind::Text, r#""auto""#, "auto",

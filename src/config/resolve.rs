@@ -416,6 +416,11 @@ impl Resolver {
                     values::number(text, 0..=1_000_000, "a number of microseconds")
                 })
                 .map_or(Duration::ZERO, Duration::from_micros),
+            nice: self
+                .read("datapath.nice", |text| {
+                    values::number(text, -20..=0, "a nice value")
+                })
+                .unwrap_or(NICE),
             injection: self
                 .word(
                     "datapath.injection",
@@ -500,6 +505,10 @@ fn engine(text: &str) -> Result<Engine, String> {
 
 /// Device queues, at most.
 const MAX_QUEUES: u16 = 16;
+
+/// The nice value of a forwarding thread while streams come in, where none is set: more is no faster, and takes the processor
+/// from their sender on the same host.
+const NICE: i32 = -5;
 
 fn queues(text: &str) -> Result<u16, String> {
     match text {

@@ -17,6 +17,7 @@ use crate::datapath::counters::Tally;
 use crate::datapath::inbound::{Inbound, Takes};
 use crate::datapath::join::Joiner;
 use crate::datapath::outbound::Outbound;
+use crate::datapath::precedence;
 use crate::datapath::stop::Stop;
 use crate::inject::{self, Injector, Paths};
 use crate::kernel::Netlink;
@@ -60,6 +61,8 @@ pub(super) struct Plan<'a> {
     pub(super) sums: Sums,
     /// How long a forwarding thread looks before it sleeps.
     pub(super) busy_poll: Duration,
+    /// The nice value of a forwarding thread while streams come in.
+    pub(super) nice: i32,
 }
 
 impl Plan<'_> {
@@ -121,7 +124,7 @@ impl Plan<'_> {
                 self.outbound(),
                 E::HEADER_LEN,
             );
-            let engine = Batched::new(egress, ingress, self.busy_poll)?;
+            let engine = Batched::new(egress, ingress, self.busy_poll, self.nice)?;
             works.push(("forward".into(), Box::new(move || engine.run())));
         }
         Ok(works)
@@ -168,6 +171,24 @@ impl Injection {
     }
 }
 
+/// May the forwarding threads go before other programs?
+fn precedence(nice: i32) -> Feature {
+    match precedence::probe(nice) {
+        Ok(()) => Feature::new(
+            "nice",
+            nice != 0,
+            &format!("{nice} while streams come in (datapath.nice)"),
+        ),
+        Err(error) => {
+            tracing::debug!("no nice value {nice} for the forwarding threads: {error}");
+            let note = format!(
+                "{nice} was refused ({error}): it takes CAP_SYS_NICE; streams come in slower where programs share a processor"
+            );
+            Feature::new("nice", false, &note)
+        }
+    }
+}
+
 /// What the kernel does for an engine, and what it does not: found out at start, some of it while running.
 pub(super) struct Extras {
     fixed: Vec<Feature>,
@@ -194,6 +215,7 @@ impl Extras {
         sender: &Sender,
         receiver: &Receiver,
         injection: Result<Injection, String>,
+        nice: i32,
     ) -> Self {
         let takes = device.takes;
         if let Err(reason) = &injection {
@@ -215,6 +237,7 @@ impl Extras {
                 "the kernel joins datagrams that we receive (Linux 5.0)",
             ),
         ];
+        fixed.push(precedence(nice));
         if device.queues.len() > 1 {
             let queues = device.queues.len();
             let note = format!("{queues}, each with a thread; the kernel keeps a flow on one");

@@ -99,6 +99,7 @@ impl Plane {
             port: kit.config.backend.port(),
             sums: sys::wide::sums(),
             busy_poll: kit.config.datapath.busy_poll,
+            nice: kit.config.datapath.nice,
         };
         let (works, extras) = match self.device.try_clone()? {
             Opened::Classic(queue) => {
@@ -118,7 +119,7 @@ impl Plane {
                 let (sender, receiver) = pairs.first().context("no sockets")?;
                 let injection =
                     Injection::open::<E>(kit.config, kit.netlink, &self.link.name, kit.site).await;
-                let extras = Extras::new(&device, sender, receiver, injection);
+                let extras = Extras::new(&device, sender, receiver, injection, plan.nice);
                 let tables = kit.snapshot.load_full();
                 extras.set_peers(tables.tables.peers().iter().map(|peer| peer.public));
                 let with_lane = |(sender, receiver)| (sender, receiver, extras.lane());

@@ -26,6 +26,7 @@ use super::counters::{Counters, Direction, PeerCounters};
 use super::inbound::Inbound;
 use super::join::Joiner;
 use super::outbound::Outbound;
+use super::precedence::Precedence;
 use super::stop::Stop;
 use super::train::Trains;
 use super::wait::{Source, Waiter};
@@ -104,14 +105,21 @@ pub struct Batched<E> {
     egress: Egress,
     ingress: Ingress<E>,
     waiter: Waiter,
+    nice: i32,
 }
 
 impl<E: Encapsulation> Batched<E> {
-    /// A queue's thread's belongings. It looks for `busy_poll` before it sleeps.
+    /// A queue's thread's belongings. It looks for `busy_poll` before it sleeps, and has the nice value `nice` while
+    /// streams come in.
     ///
     /// # Errors
     /// As epoll_create1(2) and epoll_ctl(2).
-    pub fn new(egress: Egress, ingress: Ingress<E>, busy_poll: Duration) -> io::Result<Self> {
+    pub fn new(
+        egress: Egress,
+        ingress: Ingress<E>,
+        busy_poll: Duration,
+        nice: i32,
+    ) -> io::Result<Self> {
         let waiter = Waiter::new(busy_poll)?;
         waiter.watch(Source::Device, egress.common.device.as_fd())?;
         waiter.watch(Source::Stop, egress.common.stop.as_fd())?;
@@ -124,6 +132,7 @@ impl<E: Encapsulation> Batched<E> {
             egress,
             ingress,
             waiter,
+            nice,
         })
     }
 
@@ -132,6 +141,7 @@ impl<E: Encapsulation> Batched<E> {
     /// # Errors
     /// If the device is gone.
     pub fn run(mut self) -> io::Result<()> {
+        let mut precedence = Precedence::new(self.nice);
         while !self.egress.common.stop.given() {
             let ready = self.waiter.wait()?;
             if ready.has(Source::Device) {
@@ -140,6 +150,7 @@ impl<E: Encapsulation> Batched<E> {
             for (source, family) in SOCKETS {
                 if ready.has(source) {
                     self.ingress.turn(family);
+                    precedence.received(self.ingress.receiver.streams(family));
                 }
             }
         }

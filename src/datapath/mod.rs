@@ -21,6 +21,7 @@ pub mod hairpin;
 pub mod inbound;
 pub mod join;
 pub mod outbound;
+pub mod precedence;
 pub mod stop;
 pub mod train;
 pub mod wait;

@@ -5,6 +5,7 @@ pub mod ethtool;
 pub mod inject;
 pub mod mmsg;
 pub mod perf;
+pub mod sched;
 pub mod socket;
 pub mod tun;
 pub mod udp;

@@ -139,6 +139,17 @@ impl Receiver {
         Ok(received)
     }
 
+    /// Was the last batch of `family` superpackets of streams?
+    pub fn streams(&self, family: Family) -> bool {
+        let socket = match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        socket
+            .as_ref()
+            .is_some_and(|socket| socket.most == LARGE_MESSAGES)
+    }
+
     /// Datagrams that the kernel dropped since the last call: the receive buffer was full, or the checksum wrong.
     pub fn take_overflow(&mut self) -> u64 {
         std::mem::take(&mut self.overflow)

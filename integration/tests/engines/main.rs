@@ -1,5 +1,5 @@
 //! The engines under pressure: every engine, backend and family under every offload setting, mixed traffic, order,
-//! fairness, bounded queues, damage, memory and idleness.
+//! fairness, bounded queues, damage, precedence, memory and idleness.
 #![allow(clippy::unwrap_used)] // in helpers too: a test fails where it stands
 
 mod damage;
@@ -7,6 +7,7 @@ mod kernel_peer;
 mod matrix;
 mod mixed;
 mod order;
+mod precedence;
 mod queues;
 mod spread;
 

@@ -28,6 +28,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("device.mtu", "1300"),
         ("datapath.queues", "2"),
         ("datapath.busy-poll", "50"),
+        ("datapath.nice", "0"),
         ("datapath.zerocopy", "off"),
         ("datapath.ecn", "copy"),
         ("datapath.dscp", "uniform"),

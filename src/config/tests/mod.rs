@@ -114,6 +114,7 @@ fn defaults() {
         injection,
         queues,
         busy_poll,
+        nice,
         zerocopy,
         ecn,
         dscp,
@@ -127,7 +128,7 @@ fn defaults() {
         (Engine::Batched, 1, Ecn::Auto, Dscp::Pipe, Df::Unset)
     );
     assert_eq!(injection, Injection::Auto);
-    assert_eq!(busy_poll, Duration::ZERO);
+    assert_eq!((busy_poll, nice), (Duration::ZERO, -5));
     assert_eq!(zerocopy, Zerocopy::Auto);
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),
@@ -163,6 +164,7 @@ fn everything_written() {
         engine = "classic"
         queues = 3
         busy-poll = 50
+        nice = -20
         zerocopy = "on"
         ecn = "clear"
         dscp = "uniform"
@@ -215,6 +217,7 @@ fn everything_written() {
     assert_eq!(config.control.socket, dir.join("run/sock"));
     assert_eq!(config.datapath.queues, 3);
     assert_eq!(config.datapath.busy_poll, Duration::from_micros(50));
+    assert_eq!(config.datapath.nice, -20);
     assert_eq!(config.datapath.zerocopy, Zerocopy::On);
     assert_eq!(config.datapath.ecn, Ecn::Clear);
     assert_eq!(config.datapath.dscp, Dscp::Uniform);

@@ -1,0 +1,122 @@
+//! A thread that forwards goes before other programs while a stream comes in, as far as the configuration says and the kernel
+//! lets it, and at no other time.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use encap::Family::V4;
+use integration::bed::{Backend, Bed, Daemon, Underlay};
+use integration::probe;
+use serde_json::Value;
+
+/// The name and nice value of each of the daemon's threads (`proc_pid_stat(5)`, field 19).
+fn threads(daemon: &Daemon) -> Vec<(String, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let stat = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+    stat.map(|stat| {
+        let (start, rest) = stat.rsplit_once(") ").unwrap();
+        let name = start.split_once('(').unwrap().1;
+        // The rest begins with field 3.
+        let nice = rest.split(' ').nth(16).unwrap();
+        (name.to_owned(), nice.parse().unwrap())
+    })
+    .collect()
+}
+
+/// The nice value of its one forwarding thread. No other thread has any but the test's own, 0.
+fn nice(daemon: &Daemon) -> i32 {
+    let (forward, others): (Vec<_>, Vec<_>) = threads(daemon)
+        .into_iter()
+        .partition(|(name, _)| name == "forward");
+    assert!(!others.is_empty() && others.iter().all(|(_, nice)| *nice == 0));
+    let [(_, nice)] = forward[..] else {
+        panic!("{forward:?}")
+    };
+    nice
+}
+
+/// A stream from the first node's pod to the second's, and the lowest nice value that each daemon had meanwhile.
+fn lowest_during_a_stream(bed: &Bed, daemons: &[Daemon]) -> Vec<i32> {
+    const BYTES: u64 = 200_000_000;
+    let to = (bed.node(2).pod_ip(V4), 7001);
+    let listener = probe::within(bed.node(2).pod(), || TcpListener::bind(to));
+    let stream = probe::within(bed.node(1).pod(), || TcpStream::connect(to));
+    let mut lowest = vec![0; daemons.len()];
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let chunk = vec![0; 250_000];
+            (0..BYTES / 250_000).for_each(|_| (&stream).write_all(&chunk).unwrap());
+        });
+        let reader = scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut chunk, mut total) = (vec![0; 1 << 18], 0);
+            loop {
+                match stream.read(&mut chunk).unwrap() {
+                    0 => return total,
+                    len => total += len as u64,
+                }
+            }
+        });
+        while !reader.is_finished() {
+            for (lowest, daemon) in lowest.iter_mut().zip(daemons) {
+                *lowest = nice(daemon).min(*lowest);
+            }
+        }
+        assert_eq!(reader.join().unwrap(), BYTES);
+    });
+    lowest
+}
+
+fn feature(status: &Value) -> &Value {
+    let features = status["features"].as_array().unwrap();
+    features.iter().find(|f| f["name"] == "nice").unwrap()
+}
+
+#[test]
+fn only_the_receiver_of_a_stream_goes_before_others_and_only_meanwhile() {
+    let bed = crate::bed(2, Backend::Vxlan, Underlay::V4);
+    for (set, expected) in [(None, -5), (Some(-1), -1), (Some(0), 0)] {
+        let config = |node: u8| {
+            let config = bed.node(node).config(Backend::Vxlan);
+            match set {
+                Some(nice) => config.set("datapath.nice", nice),
+                None => config,
+            }
+        };
+        let daemons = [1, 2].map(|node| Daemon::start(bed.node(node), &config(node)));
+        probe::ping(bed.node(1).pod(), bed.node(2).pod_ip(V4));
+        assert_eq!(daemons.each_ref().map(nice), [0, 0]);
+        assert_eq!(lowest_during_a_stream(&bed, &daemons), [0, expected]);
+        (0..5).for_each(|_| probe::ping(bed.node(1).pod(), bed.node(2).pod_ip(V4)));
+        assert_eq!(daemons.each_ref().map(nice), [0, 0]);
+        for daemon in daemons {
+            let status = daemon.status();
+            assert_eq!(feature(&status)["on"], expected != 0);
+            let note = feature(&status)["note"].as_str().unwrap();
+            assert!(note.starts_with(&format!("{expected} while")), "{note}");
+            daemon.stop();
+        }
+    }
+}
+
+/// Without CAP_SYS_NICE, as in many containers: it says so, and forwards.
+#[test]
+fn a_refused_nice_value_is_told_and_stops_nothing() {
+    let bed = crate::bed(2, Backend::Vxlan, Underlay::V4);
+    let config = |node: u8| bed.node(node).config(Backend::Vxlan);
+    let by = ["setpriv", "--bounding-set=-sys_nice"];
+    let without = Daemon::launch_by(&by, bed.node(2), &config(2)).answering(bed.node(2));
+    let status = without.status();
+    assert_eq!(feature(&status)["on"], false);
+    let note = feature(&status)["note"].as_str().unwrap();
+    assert!(
+        note.contains("-5 was refused") && note.contains("CAP_SYS_NICE"),
+        "{note}"
+    );
+    let daemons = [Daemon::start(bed.node(1), &config(1)), without];
+    probe::ping(bed.node(1).pod(), bed.node(2).pod_ip(V4));
+    assert_eq!(lowest_during_a_stream(&bed, &daemons), [0, 0]);
+    daemons.into_iter().for_each(Daemon::stop);
+}
