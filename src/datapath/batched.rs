@@ -147,12 +147,14 @@ impl<E: Encapsulation> Batched<E> {
             if ready.has(Source::Device) {
                 self.egress.turn()?;
             }
+            let mut stream = false;
             for (source, family) in SOCKETS {
                 if ready.has(source) {
                     self.ingress.turn(family);
-                    precedence.received(self.ingress.receiver.streams(family));
+                    stream |= self.ingress.receiver.streams(family);
                 }
             }
+            precedence.turned(stream);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::thread;
 
 use crate::sys::sched;
 
-/// Batches in a row that must be of the other kind before the nice value is changed: it is a system call.
+/// Turns in a row that must be of the other kind before the nice value is changed: it is a system call.
 const TURNS: u8 = 8;
 
 /// The nice value of one forwarding thread.
@@ -22,7 +22,7 @@ pub struct Precedence {
     streaming: i32,
     /// Is it `streaming` now?
     raised: bool,
-    /// Batches of the other kind since the last one that fits.
+    /// Turns of the other kind since the last one that fits.
     against: u8,
 }
 
@@ -38,8 +38,9 @@ impl Precedence {
         }
     }
 
-    /// A batch came in: superpackets of streams, or single packets and answers.
-    pub fn received(&mut self, stream: bool) {
+    /// The thread took its turn: with superpackets of streams that came in, or with nothing but what goes out, single packets
+    /// and answers.
+    pub fn turned(&mut self, stream: bool) {
         if stream == self.raised {
             self.against = 0;
             return;
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_after_some_batches_of_the_other_kind_in_a_row() {
+    fn changes_after_some_turns_of_the_other_kind_in_a_row() {
         alone(|| {
             let base = sched::nice().unwrap();
             let mut precedence = Precedence {
@@ -101,9 +102,9 @@ mod tests {
                 raised: false,
                 against: 0,
             };
-            let mut raised_after = |batches: &[bool]| {
-                for stream in batches {
-                    precedence.received(*stream);
+            let mut raised_after = |turns: &[bool]| {
+                for stream in turns {
+                    precedence.turned(*stream);
                 }
                 precedence.raised
             };
@@ -126,7 +127,7 @@ mod tests {
         alone(|| {
             let base = sched::nice().unwrap();
             let mut precedence = Precedence::new(19);
-            (0..20).for_each(|_| precedence.received(true));
+            (0..20).for_each(|_| precedence.turned(true));
             assert_eq!(sched::nice().unwrap(), base);
             probe(19).unwrap();
         });
