@@ -183,7 +183,7 @@ pub struct Datapath {
     pub queues: u16,
     /// How long a forwarding thread looks for packets before it sleeps.
     pub busy_poll: Duration,
-    /// The nice value of a forwarding thread while streams come in.
+    /// By how much a forwarding thread's nice value changes while streams come in: zero or less.
     pub nice: i32,
     /// Whether superpackets leave whole.
     pub injection: Injection,

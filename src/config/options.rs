@@ -221,7 +221,7 @@ pub static OPTIONS: &[Opt] = &[
     row("datapath", "busy-poll", "busy-poll", Kind::Number, "0", "0",
         "Microseconds that a forwarding thread looks for packets before it sleeps, at most 1000000. Shorter round trips for a processor each. batched only."),
     row("datapath", "nice", "nice", Kind::Number, "-5", "-5",
-        "Nice value of a forwarding thread while streams come in, -20 to 0: who reads them then gets several superpackets at once. batched only."),
+        "By how much a forwarding thread's nice value changes while streams come in, -20 to 0: their reader then gets several superpackets at once. batched only."),
     row("datapath", "injection", "injection", Kind::Text, r#""auto""#, "auto",
         "Superpackets leave whole where kernel and underlay device can cut them: auto (with vxlan), on, off. They bypass netfilter's output hooks."),
     row("datapath", "zerocopy", "zerocopy", Kind::Text, r#""auto""#, "auto",

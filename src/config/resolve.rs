@@ -418,7 +418,7 @@ impl Resolver {
                 .map_or(Duration::ZERO, Duration::from_micros),
             nice: self
                 .read("datapath.nice", |text| {
-                    values::number(text, -20..=0, "a nice value")
+                    values::number(text, -20..=0, "a change of the nice value")
                 })
                 .unwrap_or(NICE),
             injection: self
@@ -506,8 +506,7 @@ fn engine(text: &str) -> Result<Engine, String> {
 /// Device queues, at most.
 const MAX_QUEUES: u16 = 16;
 
-/// The nice value of a forwarding thread while streams come in, where none is set: more is no faster, and takes the processor
-/// from their sender on the same host.
+/// By how much a forwarding thread's nice value changes while streams come in, where it is not set: more is no faster.
 const NICE: i32 = -5;
 
 fn queues(text: &str) -> Result<u16, String> {

@@ -61,7 +61,7 @@ pub(super) struct Plan<'a> {
     pub(super) sums: Sums,
     /// How long a forwarding thread looks before it sleeps.
     pub(super) busy_poll: Duration,
-    /// The nice value of a forwarding thread while streams come in.
+    /// By how much a forwarding thread's nice value changes while streams come in.
     pub(super) nice: i32,
 }
 
@@ -172,17 +172,23 @@ impl Injection {
 }
 
 /// May the forwarding threads go before other programs?
-fn precedence(nice: i32) -> Feature {
-    match precedence::probe(nice) {
-        Ok(()) => Feature::new(
-            "nice",
-            nice != 0,
-            &format!("{nice} while streams come in (datapath.nice)"),
-        ),
+fn precedence(by: i32) -> Feature {
+    if by == 0 {
+        return Feature::new("nice", false, "datapath.nice is 0");
+    }
+    match precedence::probe(by) {
+        Ok((usual, streaming)) => {
+            let note = format!("{usual}, and {streaming} while streams come in");
+            Feature::new("nice", streaming != usual, &note)
+        }
         Err(error) => {
-            tracing::debug!("no nice value {nice} for the forwarding threads: {error}");
+            tracing::debug!("the forwarding threads keep their nice value: {error}");
+            let cure = match error.kind() {
+                io::ErrorKind::PermissionDenied => " without CAP_SYS_NICE",
+                _ => "",
+            };
             let note = format!(
-                "{nice} was refused ({error}): it takes CAP_SYS_NICE; streams come in slower where programs share a processor"
+                "a change by {by} was refused{cure} ({error}): streams come in slower where programs share a processor"
             );
             Feature::new("nice", false, &note)
         }

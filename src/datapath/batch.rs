@@ -25,8 +25,8 @@ use crate::inject::Head;
 /// The largest packet or datagram that IPv4 and IPv6 (without jumbograms) can carry.
 pub const MAX_PACKET: usize = 65_535;
 
-/// A batch from the device is full when so many bytes of it are, which is after four superpackets: twice that (what was
-/// read, and what was made of it) stays in a second-level cache.
+/// A batch from the device is full when so many bytes of it are, which is after four superpackets: they and what is made of
+/// them, half a megabyte, stay in a second-level cache of one.
 const FULL: usize = 3 << 16;
 
 /// Distance of two slots: a message, and a little more, so that their first bytes are not all in the same lines of

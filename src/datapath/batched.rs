@@ -36,6 +36,9 @@ use crate::tap::Queue;
 use crate::underlay::receiver::{MESSAGES, Receiver};
 use crate::underlay::sender::Sender;
 
+/// What is written to the device is a superpacket if it has more bytes than this: more than any link's MTU that is in use.
+const SUPERPACKET: u64 = 16 << 10;
+
 /// Packets read before they are sent, at most.
 const PACKETS: usize = 128;
 
@@ -109,8 +112,8 @@ pub struct Batched<E> {
 }
 
 impl<E: Encapsulation> Batched<E> {
-    /// A queue's thread's belongings. It looks for `busy_poll` before it sleeps, and has the nice value `nice` while
-    /// streams come in.
+    /// A queue's thread's belongings. It looks for `busy_poll` before it sleeps, and its nice value changes by `nice`
+    /// while streams come in.
     ///
     /// # Errors
     /// As epoll_create1(2) and epoll_ctl(2).
@@ -143,15 +146,18 @@ impl<E: Encapsulation> Batched<E> {
     pub fn run(mut self) -> io::Result<()> {
         let mut precedence = Precedence::new(self.nice);
         while !self.egress.common.stop.given() {
-            let ready = self.waiter.wait()?;
+            let ready = self.waiter.wait(precedence.patience())?;
+            if ready.is_empty() {
+                precedence.idle();
+                continue;
+            }
             if ready.has(Source::Device) {
                 self.egress.turn()?;
             }
             let mut stream = false;
             for (source, family) in SOCKETS {
                 if ready.has(source) {
-                    self.ingress.turn(family);
-                    stream |= self.ingress.receiver.streams(family);
+                    stream |= self.ingress.turn(family);
                 }
             }
             precedence.turned(stream);
@@ -390,8 +396,8 @@ impl<E: Encapsulation> Ingress<E> {
         }
     }
 
-    /// Works through what has come by now, as far as one call takes it.
-    fn turn(&mut self, family: Family) {
+    /// Works through what has come by now, as far as one call takes it. Says whether superpackets of a peer were among it.
+    fn turn(&mut self, family: Family) -> bool {
         let Common {
             device, counters, ..
         } = &self.common;
@@ -400,12 +406,12 @@ impl<E: Encapsulation> Ingress<E> {
         batch.clear();
         let whole = Inbound::<E>::is_one_datagram;
         let messages = match self.receiver.receive(family, batch, whole) {
-            Ok(0) => return,
+            Ok(0) => return false,
             Ok(messages) => messages,
             // An error that was waiting on the socket: reported, and thereby cleared.
             Err(error) => {
                 tracing::trace!(%error, "pending socket error");
-                return;
+                return false;
             }
         };
         counts.batches.add(1);
@@ -418,6 +424,8 @@ impl<E: Encapsulation> Ingress<E> {
         self.joiner.arrange(batch, out);
         write(&self.joiner, batch, out, device, forwarding, counts);
         out.clear();
+        let mut writes = self.joiner.writes().iter();
+        writes.any(|write| write.peer.is_some() && write.bytes > SUPERPACKET)
     }
 }
 

@@ -9,11 +9,14 @@
 
 use std::io;
 use std::thread;
+use std::time::Duration;
 
 use crate::sys::sched;
 
 /// Turns in a row that must be of the other kind before the nice value is changed: it is a system call.
 const TURNS: u8 = 8;
+/// Without a packet for so long, a stream is over.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The nice value of one forwarding thread.
 #[derive(Debug)]
@@ -27,12 +30,12 @@ pub struct Precedence {
 }
 
 impl Precedence {
-    /// For the calling thread: `nice` while streams come in, unless that is more than it has anyway.
-    pub fn new(nice: i32) -> Self {
+    /// For the calling thread: its own nice value changed by `by`, which is zero or less, while streams come in.
+    pub fn new(by: i32) -> Self {
         let usual = sched::nice().unwrap_or(0);
         Precedence {
             usual,
-            streaming: nice.min(usual),
+            streaming: changed(usual, by),
             raised: false,
             against: 0,
         }
@@ -49,24 +52,47 @@ impl Precedence {
         if self.against < TURNS {
             return;
         }
+        self.set(stream);
+    }
+
+    /// How long the thread may wait before it is [`idle`](Self::idle).
+    pub fn patience(&self) -> Option<Duration> {
+        self.raised.then_some(PATIENCE)
+    }
+
+    /// Nothing came.
+    pub fn idle(&mut self) {
+        if self.raised {
+            self.set(false);
+        }
+    }
+
+    fn set(&mut self, raised: bool) {
         self.against = 0;
-        self.raised = stream;
+        self.raised = raised;
         if self.streaming != self.usual {
-            let nice = if stream { self.streaming } else { self.usual };
+            let nice = if raised { self.streaming } else { self.usual };
             // Whether the kernel allows it was asked at start; without, it is as before.
             let _ = sched::set_nice(nice);
         }
     }
 }
 
-/// Does the kernel let a thread of this process have this nice value? Tried by one that does nothing else.
+fn changed(usual: i32, by: i32) -> i32 {
+    (usual + by).clamp(-20, 19)
+}
+
+/// Does the kernel let a thread of this process change its nice value by so much? Tried by one that does nothing else.
+/// Returns its usual value and the changed one.
 ///
 /// # Errors
 /// EACCES without CAP_SYS_NICE; EAGAIN if there can be no more threads.
-pub fn probe(nice: i32) -> io::Result<()> {
+pub fn probe(by: i32) -> io::Result<(i32, i32)> {
     let tried = thread::Builder::new().spawn(move || {
         let usual = sched::nice()?;
-        sched::set_nice(nice.min(usual))
+        let streaming = changed(usual, by);
+        sched::set_nice(streaming)?;
+        Ok((usual, streaming))
     })?;
     tried
         .join()
@@ -86,8 +112,8 @@ mod tests {
     fn a_nice_value_is_that_of_one_thread() {
         let before = sched::nice().unwrap();
         alone(move || {
-            sched::set_nice(before + 1).unwrap();
-            assert_eq!(sched::nice().unwrap(), before + 1);
+            sched::set_nice(19).unwrap();
+            assert_eq!(sched::nice().unwrap(), 19);
         });
         assert_eq!(sched::nice().unwrap(), before);
     }
@@ -98,7 +124,7 @@ mod tests {
             let base = sched::nice().unwrap();
             let mut precedence = Precedence {
                 usual: base,
-                streaming: base + 1,
+                streaming: 19,
                 raised: false,
                 against: 0,
             };
@@ -113,23 +139,32 @@ mod tests {
             assert!(!raised_after(&[true; 7]));
             assert_eq!(sched::nice().unwrap(), base);
             assert!(raised_after(&[true]));
-            assert_eq!(sched::nice().unwrap(), base + 1);
+            assert_eq!(sched::nice().unwrap(), 19);
             assert!(raised_after(&[true; 100]));
             assert!(raised_after(&[false; 7]));
             assert!(raised_after(&[true]));
             // Back needs the privilege, so only what was wanted is looked at.
             assert!(!raised_after(&[false; 8]));
+            assert_eq!(precedence.patience(), None, "sleeps as long as it likes");
+            precedence.idle();
+            (0..8).for_each(|_| precedence.turned(true));
+            assert_eq!(precedence.patience(), Some(PATIENCE));
+            precedence.idle();
+            assert!(!precedence.raised, "a stream that stops ends at once");
         });
     }
 
     #[test]
-    fn never_less_than_the_thread_has_anyway() {
+    fn it_is_a_change_to_what_the_thread_has_within_what_there_is() {
+        assert_eq!(changed(0, -5), -5);
+        assert_eq!(changed(10, -5), 5);
+        assert_eq!(changed(-18, -5), -20);
         alone(|| {
             let base = sched::nice().unwrap();
-            let mut precedence = Precedence::new(19);
+            assert_eq!(probe(0).unwrap(), (base, base));
+            let mut precedence = Precedence::new(0);
             (0..20).for_each(|_| precedence.turned(true));
             assert_eq!(sched::nice().unwrap(), base);
-            probe(19).unwrap();
         });
     }
 }

@@ -30,6 +30,11 @@ const SOURCES: [Source; 4] = [Source::Device, Source::V4, Source::V6, Source::St
 pub struct Ready(u64);
 
 impl Ready {
+    /// Is there nothing?
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Is there something at `source`?
     pub fn has(self, source: Source) -> bool {
         self.0 & bit(source) != 0
@@ -68,22 +73,26 @@ impl Waiter {
         Ok(self.epoll.add(fd, event)?)
     }
 
-    /// Waits until there is something to do, and says what. An error that waits at a source is something too.
+    /// Waits until there is something to do, at most for `patience`, and says what: nothing, when that is over or a signal
+    /// came. An error that waits at a source is something too.
     ///
     /// # Errors
     /// As epoll_wait(2), but for EINTR.
-    pub fn wait(&self) -> io::Result<Ready> {
+    pub fn wait(&self, patience: Option<Duration>) -> io::Result<Ready> {
         if !self.busy_poll.is_zero() {
             let started = Instant::now();
             while started.elapsed() < self.busy_poll {
                 let ready = self.ask(EpollTimeout::ZERO)?;
-                if ready != Ready::default() {
+                if !ready.is_empty() {
                     return Ok(ready);
                 }
                 std::hint::spin_loop();
             }
         }
-        self.ask(EpollTimeout::NONE)
+        let timeout = patience.map(EpollTimeout::try_from);
+        self.ask(timeout.map_or(EpollTimeout::NONE, |timeout| {
+            timeout.unwrap_or(EpollTimeout::MAX)
+        }))
     }
 
     fn ask(&self, timeout: EpollTimeout) -> io::Result<Ready> {
@@ -117,7 +126,7 @@ mod tests {
             for (source, (_, far)) in &pairs {
                 (&*far).write_all(b"x").unwrap();
                 written.push(*source);
-                let ready = waiter.wait().unwrap();
+                let ready = waiter.wait(None).unwrap();
                 for other in SOURCES {
                     assert_eq!(ready.has(other), written.contains(&other), "{other:?}");
                 }
@@ -136,8 +145,17 @@ mod tests {
             far
         });
         let started = Instant::now();
-        assert!(waiter.wait().unwrap().has(Source::Stop));
+        assert!(waiter.wait(None).unwrap().has(Source::Stop));
         assert!(started.elapsed() >= Duration::from_millis(15));
         later.join().unwrap();
+    }
+
+    #[test]
+    fn sleeps_no_longer_than_it_is_told() {
+        let waiter = Waiter::new(Duration::ZERO).unwrap();
+        let started = Instant::now();
+        let patience = Duration::from_millis(20);
+        assert!(waiter.wait(Some(patience)).unwrap().is_empty());
+        assert!(started.elapsed() >= patience);
     }
 }

@@ -18,9 +18,9 @@ pub const MESSAGES: usize = 32;
 /// Messages received in one call, when they are large: what is received, and what is written of it, should stay in
 /// a second-level cache, and the sender of a stream should not wait for the answers to so many.
 const LARGE_MESSAGES: usize = 4;
-/// Messages of more bytes than this on average are large. Not one small one among them makes a difference: a program's
-/// writes end in one.
-const LARGE: usize = 16 << 10;
+/// Messages of more bytes than this on average are large: four of which one is a superpacket, too. A program's writes end in
+/// a small one, and where streams go both ways there are answers among them.
+const LARGE: usize = 8 << 10;
 
 /// The sockets that datagrams come by.
 pub struct Receiver {
@@ -139,17 +139,6 @@ impl Receiver {
         Ok(received)
     }
 
-    /// Was the last batch of `family` superpackets of streams?
-    pub fn streams(&self, family: Family) -> bool {
-        let socket = match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        };
-        socket
-            .as_ref()
-            .is_some_and(|socket| socket.most == LARGE_MESSAGES)
-    }
-
     /// Datagrams that the kernel dropped since the last call: the receive buffer was full, or the checksum wrong.
     pub fn take_overflow(&mut self) -> u64 {
         std::mem::take(&mut self.overflow)
@@ -177,6 +166,11 @@ mod tests {
             most_after(4, 3 * superpacket + 4_334),
             LARGE_MESSAGES,
             "the rest of a program's write is among them"
+        );
+        assert_eq!(
+            most_after(4, superpacket + 3 * 110),
+            LARGE_MESSAGES,
+            "answers are among them"
         );
         assert_eq!(most_after(1, 110), MESSAGES);
         assert_eq!(most_after(32, 32 * 1_500), MESSAGES);

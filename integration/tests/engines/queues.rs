@@ -46,6 +46,15 @@ fn device_drops(node: &Node) -> u64 {
     shown[0]["stats64"]["tx"]["dropped"].as_u64().unwrap()
 }
 
+/// Bytes that wait in the daemon's sockets.
+fn socket_queue(node: &Node) -> u64 {
+    let shown = probe::command(node.netns(), "ss -Hunl sport = :8472");
+    let queues = shown.lines().map(|line| line.split_whitespace().nth(1));
+    queues
+        .map(|bytes| bytes.unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
 fn started(nodes: u8, backend: Backend, engine: Engine) -> (Bed, Vec<Daemon>) {
     let bed = crate::bed(nodes, backend, Underlay::V4);
     let daemons = bed.start_with(backend, engine);
@@ -110,7 +119,8 @@ fn a_full_socket_buffer_drops_and_the_receiver_counts() {
         flood(one, two, 15_000, 1400, Duration::from_millis(2));
         daemons[0].assert_balanced(&[]);
         daemons[1].signal(Signal::SIGCONT);
-        // The kernel tells its count with the next datagram.
+        // The kernel tells its count with the next datagram that finds room.
+        daemons[1].wait_for("an empty socket", |_| socket_queue(two) == 0);
         probe::ping(one.pod(), two.pod_ip(V4));
         let sent = count(&daemons[0].status(), "outbound", "forwarded");
         let status = daemons[1].status();
