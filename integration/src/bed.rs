@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 pub use crate::config::Config;
-pub use crate::daemon::{Daemon, PATIENCE, overlayd_bin};
+pub use crate::daemon::{Daemon, PATIENCE, feature, overlayd_bin};
 use crate::leftovers;
 pub use crate::leftovers::sweep;
 pub use crate::node::Node;

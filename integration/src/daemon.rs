@@ -77,6 +77,15 @@ fn is_settled(node: &Node, status: &Value) -> bool {
     v6.all(|address| local.contains(&format!("local {address} ")))
 }
 
+/// The line of a status document about what the kernel does for the engine under `name`, if there is one.
+///
+/// # Panics
+/// If the document has no such lines at all.
+pub fn feature<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
+    let features = status["features"].as_array().expect("a list of features");
+    features.iter().find(|feature| feature["name"] == name)
+}
+
 impl Daemon {
     /// Starts a daemon in `node` and waits until it answers.
     ///

@@ -3,22 +3,15 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration::bed::{Bed, Node, Underlay};
+use integration::iproute::ip;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlayd::kernel::Family;
 
 use crate::{Killed, assert_no_trace, bench, report, text};
-
-/// ip(8), to be read.
-fn ip(arguments: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(arguments).stdout(Stdio::piped());
-    command
-}
 
 /// Starts `bench serve` on a node, and waits until it listens.
 fn serve(node: &Node) -> Killed {
@@ -154,9 +147,7 @@ fn what_a_killed_pair_leaves_the_next_one_sets_back() {
     for node in [one, two] {
         assert!(!has_device(node), "a device is left");
         assert!(offloads_tunnels(node), "the offloads are not set back");
-        let routes = node.netns().spawn(ip(&["route", "show", "198.18.0.0/15"]));
-        let routes = routes.unwrap().wait_with_output().unwrap();
-        assert_eq!(text(&routes.stdout), "");
+        assert_eq!(ip(node.netns(), "route show 198.18.0.0/15"), "");
     }
     assert_no_trace(server.0.id());
     assert_no_trace(next.0.id());

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use encap::Family::{self, V4, V6};
-use integration::bed::{Backend, Bed, Daemon, Underlay};
+use integration::bed::{Backend, Bed, Daemon, Underlay, feature};
 use integration::probe;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -201,9 +201,8 @@ fn several_queues_that_poll_busily_are_told_of_and_stop() {
     stream(&bed, V4);
     for daemon in &daemons {
         let status = daemon.status();
-        let features = status["features"].as_array().unwrap();
-        let queues = features.iter().find(|f| f["name"] == "tun-queues");
-        assert!(queues.unwrap()["note"].as_str().unwrap().starts_with('4'));
+        let queues = feature(&status, "tun-queues").unwrap();
+        assert!(queues["note"].as_str().unwrap().starts_with('4'));
         assert!(crate::count(&status, "inbound", "forwarded") > 0);
         let threads = std::fs::read_dir(format!("/proc/{}/task", status["pid"])).unwrap();
         let names = threads.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));

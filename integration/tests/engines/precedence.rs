@@ -2,15 +2,14 @@
 //! lets it, and at no other time.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use encap::Family::V4;
-use integration::bed::{Backend, Bed, Daemon, Underlay};
+use integration::bed::{Backend, Bed, Daemon, Underlay, feature};
 use integration::probe;
-use serde_json::Value;
+use overlayd::lab::traffic::{TcpOpts, TcpServer, tcp_send};
 
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -55,32 +54,21 @@ fn until_usual(daemons: &[Daemon], meanwhile: impl Fn()) {
 /// A stream from the first node's pod to the second's, and the lowest nice value that each daemon had meanwhile.
 fn lowest_during_a_stream(bed: &Bed, daemons: &[Daemon]) -> Vec<i32> {
     const BYTES: u64 = 200_000_000;
-    let to = (bed.node(2).pod_ip(V4), 7001);
-    let listener = probe::within(bed.node(2).pod(), || TcpListener::bind(to));
-    let stream = probe::within(bed.node(1).pod(), || TcpStream::connect(to));
+    let (one, two) = (bed.node(1), bed.node(2));
+    let server = probe::within(two.pod(), || TcpServer::bind((two.pod_ip(V4), 0).into()));
+    let send = || tcp_send(server.local_addr(), BYTES, &TcpOpts::default());
     let mut lowest = vec![0; daemons.len()];
     thread::scope(|scope| {
-        scope.spawn(move || {
-            let chunk = vec![0; 250_000];
-            (0..BYTES / 250_000).for_each(|_| (&stream).write_all(&chunk).unwrap());
-        });
-        let reader = scope.spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let (mut chunk, mut total) = (vec![0; 1 << 18], 0);
-            loop {
-                match stream.read(&mut chunk).unwrap() {
-                    0 => return total,
-                    len => total += len as u64,
-                }
-            }
-        });
-        while !reader.is_finished() {
+        let stream = scope.spawn(|| probe::within(one.pod(), send));
+        while !stream.is_finished() {
             for (lowest, daemon) in lowest.iter_mut().zip(daemons) {
                 *lowest = nice(daemon).min(*lowest);
             }
             thread::sleep(LOOK);
         }
-        assert_eq!(reader.join().unwrap(), BYTES);
+        let transfer = stream.join().unwrap();
+        assert!(transfer.is_intact());
+        assert_eq!(transfer.arrived, BYTES);
     });
     lowest
 }
@@ -95,9 +83,12 @@ fn send_until_usual(bed: &Bed, daemons: &[Daemon]) {
     });
 }
 
-fn feature(status: &Value) -> &Value {
-    let features = status["features"].as_array().unwrap();
-    features.iter().find(|f| f["name"] == "nice").unwrap()
+/// What the daemon says about it: is it on, and a word about it.
+fn told(daemon: &Daemon) -> (bool, String) {
+    let status = daemon.status();
+    let feature = feature(&status, "nice").unwrap();
+    let note = feature["note"].as_str().unwrap().to_owned();
+    (feature["on"] == true, note)
 }
 
 #[test]
@@ -122,14 +113,13 @@ fn only_the_receiver_of_a_stream_goes_before_others_and_only_meanwhile() {
             until_usual(&daemons, || {});
         }
         for daemon in daemons {
-            let status = daemon.status();
-            assert_eq!(feature(&status)["on"], expected != 0);
-            let note = feature(&status)["note"].as_str().unwrap();
-            let told = match expected {
+            let (on, note) = told(&daemon);
+            assert_eq!(on, expected != 0);
+            let end = match expected {
                 0 => "datapath.nice is 0".to_owned(),
                 _ => format!("and {expected} while streams come in"),
             };
-            assert!(note.ends_with(&told), "{note}");
+            assert!(note.ends_with(&end), "{note}");
             daemon.stop();
         }
     }
@@ -142,9 +132,8 @@ fn a_refused_nice_value_is_told_and_stops_nothing() {
     let config = |node: u8| bed.node(node).config(Backend::Vxlan);
     let by = ["setpriv", "--bounding-set=-sys_nice"];
     let without = Daemon::launch_by(&by, bed.node(2), &config(2)).answering(bed.node(2));
-    let status = without.status();
-    assert_eq!(feature(&status)["on"], false);
-    let note = feature(&status)["note"].as_str().unwrap();
+    let (on, note) = told(&without);
+    assert!(!on);
     assert!(
         note.contains("by -5 was refused without CAP_SYS_NICE"),
         "{note}"

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use encap::Family::{self, V4, V6};
-use integration::bed::{Backend, Bed, Daemon, Node, Spec, Underlay};
+use integration::bed::{Backend, Bed, Daemon, Node, Spec, Underlay, feature};
 use integration::probe;
 use overlayd::kernel::Netlink;
 use serde_json::Value;
@@ -19,10 +19,7 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
 
 /// The feature's line in the status, once the ways to all peers are known.
 fn injection(status: &Value) -> Option<&Value> {
-    let features = status["features"].as_array().unwrap();
-    features
-        .iter()
-        .find(|feature| feature["name"] == "injection")
+    feature(status, "injection")
 }
 
 fn wait_for_way(daemon: &Daemon, on: bool) {

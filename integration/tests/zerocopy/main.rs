@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use encap::Family::{self, V4, V6};
-use integration::bed::{Backend, Bed, Daemon, Node, Underlay};
+use integration::bed::{self, Backend, Bed, Daemon, Node, Underlay};
 use integration::probe;
 use serde_json::Value;
 
@@ -26,8 +26,7 @@ fn feature(daemon: &Daemon, outer: Family) -> Option<(bool, String)> {
         V6 => "zerocopy-ipv6",
     };
     let status = daemon.status();
-    let features = status["features"].as_array().unwrap();
-    let feature = features.iter().find(|feature| feature["name"] == name)?;
+    let feature = bed::feature(&status, name)?;
     let note = feature["note"].as_str().unwrap().to_owned();
     Some((feature["on"] == Value::Bool(true), note))
 }
