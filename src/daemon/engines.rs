@@ -242,8 +242,8 @@ impl Extras {
                 receiver.coalescing(),
                 "the kernel joins datagrams that we receive (Linux 5.0)",
             ),
+            precedence(nice),
         ];
-        fixed.push(precedence(nice));
         if device.queues.len() > 1 {
             let queues = device.queues.len();
             let note = format!("{queues}, each with a thread; the kernel keeps a flow on one");

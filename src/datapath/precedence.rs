@@ -49,10 +49,9 @@ impl Precedence {
             return;
         }
         self.against += 1;
-        if self.against < TURNS {
-            return;
+        if self.against == TURNS {
+            self.set(stream);
         }
-        self.set(stream);
     }
 
     /// How long the thread may wait before it is [`idle`](Self::idle).

@@ -89,9 +89,8 @@ impl Waiter {
                 std::hint::spin_loop();
             }
         }
-        let timeout = patience.map(EpollTimeout::try_from);
-        self.ask(timeout.map_or(EpollTimeout::NONE, |timeout| {
-            timeout.unwrap_or(EpollTimeout::MAX)
+        self.ask(patience.map_or(EpollTimeout::NONE, |patience| {
+            patience.try_into().unwrap_or(EpollTimeout::MAX)
         }))
     }
 

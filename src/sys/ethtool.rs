@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use nix::errno::Errno;
+
 use super::inject::named;
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
@@ -100,11 +102,8 @@ fn request(socket: &impl AsFd, device: &str, words: &mut [u32]) -> io::Result<()
             &raw mut request,
         )
     };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    Errno::result(done)?;
+    Ok(())
 }
 
 #[cfg(test)]

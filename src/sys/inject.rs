@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::errno::Errno;
+
 /// `TUN_F_UDP_TUNNEL_GSO` and `TUN_F_UDP_TUNNEL_GSO_CSUM` (include/uapi/linux/if_tun.h, Linux 6.17).
 const TUN_F_UDP_TUNNEL_GSO: libc::c_uint = 0x80;
 const TUN_F_UDP_TUNNEL_GSO_CSUM: libc::c_uint = 0x100;
@@ -61,7 +63,7 @@ pub fn tap(name: &str, vnet_len: i32, send_buffer: i32) -> io::Result<OwnedFd> {
             .to_ne_bytes(),
     );
     // SAFETY: the descriptor is open, and `request` is a whole ifreq that outlives the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     for (option, value) in [
         (libc::TUNSETVNETLE, 1),
         (libc::TUNSETVNETHDRSZ, vnet_len),
@@ -69,7 +71,7 @@ pub fn tap(name: &str, vnet_len: i32, send_buffer: i32) -> io::Result<OwnedFd> {
         (libc::TUNSETCARRIER, 0),
     ] {
         // SAFETY: the descriptor is open; these read one int through the pointer, which outlives the call.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), option, &raw const value) })?;
+        Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), option, &raw const value) })?;
     }
     let offloads = libc::TUN_F_CSUM
         | libc::TUN_F_TSO4
@@ -80,7 +82,7 @@ pub fn tap(name: &str, vnet_len: i32, send_buffer: i32) -> io::Result<OwnedFd> {
         | TUN_F_UDP_TUNNEL_GSO
         | TUN_F_UDP_TUNNEL_GSO_CSUM;
     // SAFETY: the descriptor is open, and this one takes its argument by value.
-    check(unsafe {
+    Errno::result(unsafe {
         libc::ioctl(
             file.as_raw_fd(),
             libc::TUNSETOFFLOAD,
@@ -108,14 +110,6 @@ pub(super) fn named(name: &str) -> io::Result<libc::ifreq> {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     Ok(request)
-}
-
-fn check(returned: libc::c_int) -> io::Result<libc::c_int> {
-    if returned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(returned)
-    }
 }
 
 /// The part of `union bpf_attr` for BPF_PROG_LOAD that we use; the kernel takes the rest as zero.

@@ -25,10 +25,6 @@ pub fn nice() -> io::Result<i32> {
 /// As setpriority(2): EACCES if it is lower than what `RLIMIT_NICE` allows and there is no CAP_SYS_NICE.
 pub fn set_nice(value: i32) -> io::Result<()> {
     // SAFETY: as above.
-    let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) })?;
+    Ok(())
 }

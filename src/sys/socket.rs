@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use nix::errno::Errno;
+
 /// Sets an option whose value is an `int`.
 ///
 /// # Errors
@@ -13,9 +15,6 @@ pub fn set_int(socket: &impl AsFd, level: i32, option: i32, value: i32) -> io::R
     // SAFETY: the descriptor is open while `socket` is borrowed, and `pointer` is valid for `len` bytes
     // during the call, which only reads them.
     let done = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, pointer, len) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    Errno::result(done)?;
+    Ok(())
 }
