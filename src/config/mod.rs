@@ -185,6 +185,8 @@ pub struct Datapath {
     pub busy_poll: Duration,
     /// By how much a forwarding thread's nice value changes while streams come in: zero or less.
     pub nice: i32,
+    /// How long a forwarding thread leaves empty sockets alone while streams come in.
+    pub rx_delay: Duration,
     /// Whether superpackets leave whole.
     pub injection: Injection,
     /// Whether large sends are read by the kernel where they lie.
@@ -495,6 +497,10 @@ impl Config {
                 self.datapath.busy_poll != new.datapath.busy_poll,
             ),
             ("datapath.nice", self.datapath.nice != new.datapath.nice),
+            (
+                "datapath.rx-usecs",
+                self.datapath.rx_delay != new.datapath.rx_delay,
+            ),
             (
                 "datapath.zerocopy",
                 self.datapath.zerocopy != new.datapath.zerocopy,

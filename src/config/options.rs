@@ -222,6 +222,8 @@ pub static OPTIONS: &[Opt] = &[
         "Microseconds that a forwarding thread looks for packets before it sleeps, at most 1000000. Shorter round trips for a processor each. batched only."),
     row("datapath", "nice", "nice", Kind::Number, "-5", "-5",
         "By how much a forwarding thread's nice value changes while streams come in, -20 to 0: their reader then gets several superpackets at once. batched only."),
+    row("datapath", "rx-usecs", "rx-usecs", Kind::Number, "25", "25",
+        "Microseconds that a forwarding thread leaves empty sockets alone while streams come in, at most 1000: fewer wakes, larger batches. batched only."),
     row("datapath", "injection", "injection", Kind::Text, r#""auto""#, "auto",
         "Superpackets leave whole where kernel and underlay device can cut them: auto (with vxlan), on, off. They bypass netfilter's output hooks."),
     row("datapath", "zerocopy", "zerocopy", Kind::Text, r#""auto""#, "auto",

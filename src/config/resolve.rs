@@ -421,6 +421,11 @@ impl Resolver {
                     values::number(text, -20..=0, "a change of the nice value")
                 })
                 .unwrap_or(NICE),
+            rx_delay: self
+                .read("datapath.rx-usecs", |text| {
+                    values::number(text, 0..=1000, "a number of microseconds")
+                })
+                .map_or(RX_DELAY, Duration::from_micros),
             injection: self
                 .word(
                     "datapath.injection",
@@ -508,6 +513,8 @@ const MAX_QUEUES: u16 = 16;
 
 /// By how much a forwarding thread's nice value changes while streams come in, where it is not set: more is no faster.
 const NICE: i32 = -5;
+/// How long a forwarding thread leaves empty sockets alone while streams come in, where it is not set.
+const RX_DELAY: Duration = Duration::from_micros(25);
 
 fn queues(text: &str) -> Result<u16, String> {
     match text {

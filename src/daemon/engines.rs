@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
 
 use encap::{Encapsulation, Sums};
 use fdb::{Endpoint, Snapshot};
@@ -11,7 +10,7 @@ use fdb::{Endpoint, Snapshot};
 use super::threads::Work;
 use crate::config::{Backend, Config, Df, Engine, Injection as Wish};
 use crate::datapath::Forwarding;
-use crate::datapath::batched::{Batched, Common, Egress, Ingress, Lane};
+use crate::datapath::batched::{Batched, Common, Egress, Ingress, Lane, Pace};
 use crate::datapath::classic::Classic;
 use crate::datapath::counters::Tally;
 use crate::datapath::inbound::{Inbound, Takes};
@@ -59,10 +58,8 @@ pub(super) struct Plan<'a> {
     pub(super) tally: &'a Tally,
     pub(super) port: u16,
     pub(super) sums: Sums,
-    /// How long a forwarding thread looks before it sleeps.
-    pub(super) busy_poll: Duration,
-    /// By how much a forwarding thread's nice value changes while streams come in.
-    pub(super) nice: i32,
+    /// How forwarding threads share the processor with other programs.
+    pub(super) pace: Pace,
 }
 
 impl Plan<'_> {
@@ -124,7 +121,7 @@ impl Plan<'_> {
                 self.outbound(),
                 E::HEADER_LEN,
             );
-            let engine = Batched::new(egress, ingress, self.busy_poll, self.nice)?;
+            let engine = Batched::new(egress, ingress, self.pace)?;
             works.push(("forward".into(), Box::new(move || engine.run())));
         }
         Ok(works)

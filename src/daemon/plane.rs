@@ -15,6 +15,7 @@ use super::engines::{Extras, Injection, Opened, Plan};
 use super::threads::Threads;
 use crate::config::{Backend, Config, Df, Zerocopy};
 use crate::datapath::Forwarding;
+use crate::datapath::batched::Pace;
 use crate::datapath::counters::Tally;
 use crate::datapath::stop::Stop;
 use crate::kernel::host::Site;
@@ -98,8 +99,11 @@ impl Plane {
             tally: kit.tally,
             port: kit.config.backend.port(),
             sums: sys::wide::sums(),
-            busy_poll: kit.config.datapath.busy_poll,
-            nice: kit.config.datapath.nice,
+            pace: Pace {
+                busy_poll: kit.config.datapath.busy_poll,
+                nice: kit.config.datapath.nice,
+                rx_delay: kit.config.datapath.rx_delay,
+            },
         };
         let (works, extras) = match self.device.try_clone()? {
             Opened::Classic(queue) => {
@@ -119,7 +123,7 @@ impl Plane {
                 let (sender, receiver) = pairs.first().context("no sockets")?;
                 let injection =
                     Injection::open::<E>(kit.config, kit.netlink, &self.link.name, kit.site).await;
-                let extras = Extras::new(&device, sender, receiver, injection, plan.nice);
+                let extras = Extras::new(&device, sender, receiver, injection, plan.pace.nice);
                 let tables = kit.snapshot.load_full();
                 extras.set_peers(tables.tables.peers().iter().map(|peer| peer.public));
                 let with_lane = |(sender, receiver)| (sender, receiver, extras.lane());

@@ -29,7 +29,7 @@ use super::outbound::Outbound;
 use super::precedence::Precedence;
 use super::stop::Stop;
 use super::train::Trains;
-use super::wait::{Source, Waiter};
+use super::wait::{self, Ready, Source, Waiter};
 use super::{DropReason, Forwarding, send_failure};
 use crate::inject::{Head, Injector, Super, View};
 use crate::tap::Queue;
@@ -108,22 +108,30 @@ pub struct Batched<E> {
     egress: Egress,
     ingress: Ingress<E>,
     waiter: Waiter,
-    nice: i32,
+    pace: Pace,
 }
 
+/// How a forwarding thread shares the processor with other programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How long it looks for packets before it sleeps.
+    pub busy_poll: Duration,
+    /// By how much its nice value changes while streams come in: zero or less.
+    pub nice: i32,
+    /// How long it leaves empty sockets alone while streams come in.
+    pub rx_delay: Duration,
+}
+
+/// Without a packet for so long, a stream is over.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 impl<E: Encapsulation> Batched<E> {
-    /// A queue's thread's belongings. It looks for `busy_poll` before it sleeps, and its nice value changes by `nice`
-    /// while streams come in.
+    /// A queue's thread's belongings.
     ///
     /// # Errors
     /// As epoll_create1(2) and epoll_ctl(2).
-    pub fn new(
-        egress: Egress,
-        ingress: Ingress<E>,
-        busy_poll: Duration,
-        nice: i32,
-    ) -> io::Result<Self> {
-        let waiter = Waiter::new(busy_poll)?;
+    pub fn new(egress: Egress, ingress: Ingress<E>, pace: Pace) -> io::Result<Self> {
+        let waiter = Waiter::new(pace.busy_poll)?;
         waiter.watch(Source::Device, egress.common.device.as_fd())?;
         waiter.watch(Source::Stop, egress.common.stop.as_fd())?;
         for (source, family) in SOCKETS {
@@ -135,7 +143,7 @@ impl<E: Encapsulation> Batched<E> {
             egress,
             ingress,
             waiter,
-            nice,
+            pace,
         })
     }
 
@@ -144,9 +152,10 @@ impl<E: Encapsulation> Batched<E> {
     /// # Errors
     /// If the device is gone.
     pub fn run(mut self) -> io::Result<()> {
-        let mut precedence = Precedence::new(self.nice);
+        let mut precedence = Precedence::new(self.pace.nice);
+        wait::rest_precisely()?;
         while !self.egress.common.stop.given() {
-            let ready = self.waiter.wait(precedence.patience())?;
+            let ready = self.ready(precedence.streaming())?;
             if ready.is_empty() {
                 precedence.idle();
                 continue;
@@ -163,6 +172,29 @@ impl<E: Encapsulation> Batched<E> {
             precedence.turned(stream);
         }
         Ok(())
+    }
+
+    /// Waits until there is something to do. While streams come in, empty sockets are left alone for a moment first, as a
+    /// network card holds back its interrupts (ethtool(8), `rx-usecs`): to wake a thread for every superpacket is dear, above
+    /// all for a sender on the same machine, in whose time it is done. The device is not kept waiting.
+    fn ready(&self, streaming: bool) -> io::Result<Ready> {
+        if !streaming {
+            return self.waiter.wait(None);
+        }
+        let Pace {
+            busy_poll,
+            rx_delay,
+            ..
+        } = self.pace;
+        if busy_poll.is_zero() && !rx_delay.is_zero() {
+            let ready = self.waiter.look()?;
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            let Common { device, stop, .. } = &self.egress.common;
+            wait::rest(rx_delay, [device.as_fd(), stop.as_fd()])?;
+        }
+        self.waiter.wait(Some(PATIENCE))
     }
 }
 

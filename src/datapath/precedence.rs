@@ -9,14 +9,11 @@
 
 use std::io;
 use std::thread;
-use std::time::Duration;
 
 use crate::sys::sched;
 
 /// Turns in a row that must be of the other kind before the nice value is changed: it is a system call.
 const TURNS: u8 = 8;
-/// Without a packet for so long, a stream is over.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The nice value of one forwarding thread.
 #[derive(Debug)]
@@ -54,9 +51,9 @@ impl Precedence {
         }
     }
 
-    /// How long the thread may wait before it is [`idle`](Self::idle).
-    pub fn patience(&self) -> Option<Duration> {
-        self.raised.then_some(PATIENCE)
+    /// Do streams come in?
+    pub fn streaming(&self) -> bool {
+        self.raised
     }
 
     /// Nothing came.
@@ -144,12 +141,11 @@ mod tests {
             assert!(raised_after(&[true]));
             // Back needs the privilege, so only what was wanted is looked at.
             assert!(!raised_after(&[false; 8]));
-            assert_eq!(precedence.patience(), None, "sleeps as long as it likes");
             precedence.idle();
             (0..8).for_each(|_| precedence.turned(true));
-            assert_eq!(precedence.patience(), Some(PATIENCE));
+            assert!(precedence.streaming());
             precedence.idle();
-            assert!(!precedence.raised, "a stream that stops ends at once");
+            assert!(!precedence.streaming(), "a stream that stops ends at once");
         });
     }
 

@@ -8,7 +8,10 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::prctl;
+use nix::sys::time::TimeSpec;
 
 /// What a forwarding thread waits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +85,7 @@ impl Waiter {
         if !self.busy_poll.is_zero() {
             let started = Instant::now();
             while started.elapsed() < self.busy_poll {
-                let ready = self.ask(EpollTimeout::ZERO)?;
+                let ready = self.look()?;
                 if !ready.is_empty() {
                     return Ok(ready);
                 }
@@ -92,6 +95,14 @@ impl Waiter {
         self.ask(patience.map_or(EpollTimeout::NONE, |patience| {
             patience.try_into().unwrap_or(EpollTimeout::MAX)
         }))
+    }
+
+    /// Says what there is to do now, without waiting.
+    ///
+    /// # Errors
+    /// As [`Waiter::wait`].
+    pub fn look(&self) -> io::Result<Ready> {
+        self.ask(EpollTimeout::ZERO)
     }
 
     fn ask(&self, timeout: EpollTimeout) -> io::Result<Ready> {
@@ -104,6 +115,29 @@ impl Waiter {
         let bits = events[..count].iter().map(|event| 1 << event.data());
         Ok(Ready(bits.fold(0, |all, bit: u64| all | bit)))
     }
+}
+
+/// Sleeps for `delay`, unless there is something at one of `urgent` before. Whatever comes to other sources meanwhile wakes
+/// nobody.
+///
+/// # Errors
+/// As ppoll(2), but for EINTR, which ends the sleep.
+pub fn rest(delay: Duration, urgent: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+    let mut urgent = urgent.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    match ppoll(&mut urgent, Some(TimeSpec::from_duration(delay)), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the calling thread's [`rest`]s as short as they are told to be: otherwise they take up to 50 us longer, so that the
+/// kernel can end several sleeps at once (timer slack, prctl(2)).
+///
+/// # Errors
+/// None is known of; as prctl(2).
+pub fn rest_precisely() -> io::Result<()> {
+    const SLACK_NS: u64 = 1000;
+    Ok(prctl::set_timerslack(SLACK_NS)?)
 }
 
 #[cfg(test)]
@@ -156,5 +190,49 @@ mod tests {
         let patience = Duration::from_millis(20);
         assert!(waiter.wait(Some(patience)).unwrap().is_empty());
         assert!(started.elapsed() >= patience);
+    }
+
+    #[test]
+    fn rests_for_as_long_as_it_is_told_whatever_comes_elsewhere() {
+        rest_precisely().unwrap();
+        assert_eq!(prctl::get_timerslack().unwrap(), 1000);
+        let waiter = Waiter::new(Duration::ZERO).unwrap();
+        let pairs = SOURCES.map(|source| (source, UnixStream::pair().unwrap()));
+        for (source, (near, far)) in &pairs {
+            waiter.watch(*source, near.as_fd()).unwrap();
+            if matches!(source, Source::V4 | Source::V6) {
+                (&*far).write_all(b"x").unwrap();
+            }
+        }
+        let [device, _, _, stop] = pairs.each_ref().map(|(_, (near, _))| near.as_fd());
+        let delay = Duration::from_millis(20);
+        let started = Instant::now();
+        rest(delay, [device, stop]).unwrap();
+        assert!(started.elapsed() >= delay);
+        let ready = waiter.look().unwrap();
+        assert!(ready.has(Source::V4) && ready.has(Source::V6));
+        assert!(!ready.has(Source::Device) && !ready.has(Source::Stop));
+    }
+
+    /// What must not wait ends the rest, before it begins or later.
+    #[test]
+    fn rests_no_longer_than_until_something_urgent_comes() {
+        let long = Duration::from_secs(60);
+        for urgent in 0..2 {
+            let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
+            let later = {
+                let mut far = pairs[urgent].1.try_clone().unwrap();
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(20));
+                    far.write_all(b"x").unwrap();
+                })
+            };
+            let started = Instant::now();
+            let near = pairs.each_ref().map(|(near, _)| near.as_fd());
+            rest(long, near).unwrap();
+            later.join().unwrap();
+            rest(long, near).unwrap();
+            assert!(started.elapsed() < long);
+        }
     }
 }

@@ -94,11 +94,19 @@ fn told(daemon: &Daemon) -> (bool, String) {
 #[test]
 fn only_the_receiver_of_a_stream_goes_before_others_and_only_meanwhile() {
     let bed = crate::bed(2, Backend::Vxlan, Underlay::V4);
-    for (set, expected) in [(None, -5), (Some(-1), -1), (Some(0), 0)] {
+    // A stream arrives, and its end is noticed, however long empty sockets are left alone meanwhile.
+    for (set, expected) in [
+        (None, -5),
+        (Some((-1, 0)), -1),
+        (Some((0, 1000)), 0),
+        (Some((-2, 1000)), -2),
+    ] {
         let config = |node: u8| {
             let config = bed.node(node).config(Backend::Vxlan);
             match set {
-                Some(nice) => config.set("datapath.nice", nice),
+                Some((nice, usecs)) => config
+                    .set("datapath.nice", nice)
+                    .set("datapath.rx-usecs", usecs),
                 None => config,
             }
         };

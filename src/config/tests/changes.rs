@@ -29,6 +29,7 @@ fn a_change_needs_a_restart_or_is_taken_up() {
         ("datapath.queues", "2"),
         ("datapath.busy-poll", "50"),
         ("datapath.nice", "0"),
+        ("datapath.rx-usecs", "0"),
         ("datapath.zerocopy", "off"),
         ("datapath.ecn", "copy"),
         ("datapath.dscp", "uniform"),

@@ -143,6 +143,7 @@ fn what_is_not_built_is_refused_with_what_to_use() {
     bad("[datapath]\nqueues = 0\n", &["not a number of queues"]);
     bad("[datapath]\nbusy-poll = 1000001\n", &["from 0 to 1000000"]);
     bad("[datapath]\nnice = -21\n", &["from -20 to 0"]);
+    bad("[datapath]\nrx-usecs = 1001\n", &["from 0 to 1000"]);
     bad("[datapath]\ndf = 'inherit'\n", &["not in this version"]);
 }
 

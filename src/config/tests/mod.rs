@@ -115,6 +115,7 @@ fn defaults() {
         queues,
         busy_poll,
         nice,
+        rx_delay,
         zerocopy,
         ecn,
         dscp,
@@ -129,6 +130,7 @@ fn defaults() {
     );
     assert_eq!(injection, Injection::Auto);
     assert_eq!((busy_poll, nice), (Duration::ZERO, -5));
+    assert_eq!(rx_delay, Duration::from_micros(25));
     assert_eq!(zerocopy, Zerocopy::Auto);
     assert_eq!(
         (accept_node_source, icmp_rate, udp6_zero_checksum),
@@ -165,6 +167,7 @@ fn everything_written() {
         queues = 3
         busy-poll = 50
         nice = -20
+        rx-usecs = 1000
         zerocopy = "on"
         ecn = "clear"
         dscp = "uniform"
@@ -218,6 +221,7 @@ fn everything_written() {
     assert_eq!(config.datapath.queues, 3);
     assert_eq!(config.datapath.busy_poll, Duration::from_micros(50));
     assert_eq!(config.datapath.nice, -20);
+    assert_eq!(config.datapath.rx_delay, Duration::from_millis(1));
     assert_eq!(config.datapath.zerocopy, Zerocopy::On);
     assert_eq!(config.datapath.ecn, Ecn::Clear);
     assert_eq!(config.datapath.dscp, Dscp::Uniform);
