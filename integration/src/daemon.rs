@@ -212,6 +212,21 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The name of each of its threads, and what the kernel has in that thread's `file` (`/proc/PID/task/TID/`).
+    pub fn threads(&self, file: &str) -> Vec<(String, String)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()));
+        let read = |task: &Path, file| fs::read_to_string(task.join(file));
+        // A thread may end before it is read.
+        let tasks = tasks.into_iter().flatten().flatten();
+        tasks
+            .filter_map(|task| {
+                let task = task.path();
+                let name = read(&task, "comm").ok()?.trim().to_owned();
+                Some((name, read(&task, file).ok()?))
+            })
+            .collect()
+    }
+
     /// Its control socket.
     pub fn socket(&self) -> &Path {
         &self.socket

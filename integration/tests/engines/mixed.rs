@@ -116,11 +116,7 @@ fn peak_memory(daemon: &Daemon) -> u64 {
 /// What each forwarding thread has run so far, and the other threads together: `/proc/PID/task/TID/schedstat`.
 fn ran(daemon: &Daemon) -> (Vec<(String, u64)>, Duration) {
     let (mut forwarding, mut others) = (Vec::new(), 0);
-    for task in fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap() {
-        let task = task.unwrap().path();
-        let read = |name: &str| fs::read_to_string(task.join(name)).unwrap();
-        let name = read("comm").trim().to_owned();
-        let schedstat = read("schedstat");
+    for (name, schedstat) in daemon.threads("schedstat") {
         let nanoseconds: u64 = schedstat.split(' ').next().unwrap().parse().unwrap();
         if ["forward", "inbound", "outbound"].contains(&name.as_str()) {
             forwarding.push((name, nanoseconds));

@@ -204,9 +204,8 @@ fn several_queues_that_poll_busily_are_told_of_and_stop() {
         let queues = feature(&status, "tun-queues").unwrap();
         assert!(queues["note"].as_str().unwrap().starts_with('4'));
         assert!(crate::count(&status, "inbound", "forwarded") > 0);
-        let threads = std::fs::read_dir(format!("/proc/{}/task", status["pid"])).unwrap();
-        let names = threads.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
-        let forwarding = names.filter(|name| name.as_ref().unwrap().trim() == "forward");
+        let threads = daemon.threads("comm");
+        let forwarding = threads.iter().filter(|(name, _)| name == "forward");
         assert_eq!(forwarding.count(), 4);
     }
     daemons

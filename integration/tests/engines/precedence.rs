@@ -1,7 +1,6 @@
 //! A thread that forwards goes before other programs while a stream comes in, as far as the configuration says and the kernel
 //! lets it, and at no other time.
 
-use std::fs;
 use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,17 +15,15 @@ const LOOK: Duration = Duration::from_millis(1);
 /// The name and nice value of each of the daemon's threads (`proc_pid_stat(5)`, field 19), relative to this one's.
 fn threads(daemon: &Daemon) -> Vec<(String, i32)> {
     let own = overlayd::sys::sched::nice().unwrap();
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-    // A thread may end before it is read.
-    let stat = tasks.flat_map(|task| fs::read_to_string(task.unwrap().path().join("stat")));
-    stat.map(|stat| {
-        let (start, rest) = stat.rsplit_once(") ").unwrap();
-        let name = start.split_once('(').unwrap().1;
-        // The rest begins with field 3.
-        let nice = rest.split(' ').nth(16).unwrap();
-        (name.to_owned(), nice.parse::<i32>().unwrap() - own)
-    })
-    .collect()
+    let threads = daemon.threads("stat").into_iter();
+    threads
+        .map(|(name, stat)| {
+            // The name in it may hold anything; behind it begins field 3.
+            let rest = stat.rsplit_once(") ").unwrap().1;
+            let nice = rest.split(' ').nth(16).unwrap();
+            (name, nice.parse::<i32>().unwrap() - own)
+        })
+        .collect()
 }
 
 /// By how much the nice value of its one forwarding thread differs from the test's. That of no other thread does.
