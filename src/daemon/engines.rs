@@ -192,6 +192,20 @@ fn precedence(by: i32) -> Feature {
     }
 }
 
+/// Are empty sockets left alone while streams come in?
+fn moderation(pace: Pace) -> Feature {
+    let usecs = pace.rx_delay.as_micros();
+    if usecs == 0 {
+        Feature::new("rx-usecs", false, "datapath.rx-usecs is 0")
+    } else if pace.busy_poll.is_zero() {
+        let note =
+            format!("{usecs}: empty sockets are left alone for so long while streams come in");
+        Feature::new("rx-usecs", true, &note)
+    } else {
+        Feature::new("rx-usecs", false, "datapath.busy-poll is set")
+    }
+}
+
 /// What the kernel does for an engine, and what it does not: found out at start, some of it while running.
 pub(super) struct Extras {
     fixed: Vec<Feature>,
@@ -218,7 +232,7 @@ impl Extras {
         sender: &Sender,
         receiver: &Receiver,
         injection: Result<Injection, String>,
-        nice: i32,
+        pace: Pace,
     ) -> Self {
         let takes = device.takes;
         if let Err(reason) = &injection {
@@ -239,7 +253,8 @@ impl Extras {
                 receiver.coalescing(),
                 "the kernel joins datagrams that we receive (Linux 5.0)",
             ),
-            precedence(nice),
+            precedence(pace.nice),
+            moderation(pace),
         ];
         if device.queues.len() > 1 {
             let queues = device.queues.len();

@@ -123,7 +123,7 @@ impl Plane {
                 let (sender, receiver) = pairs.first().context("no sockets")?;
                 let injection =
                     Injection::open::<E>(kit.config, kit.netlink, &self.link.name, kit.site).await;
-                let extras = Extras::new(&device, sender, receiver, injection, plan.pace.nice);
+                let extras = Extras::new(&device, sender, receiver, injection, plan.pace);
                 let tables = kit.snapshot.load_full();
                 extras.set_peers(tables.tables.peers().iter().map(|peer| peer.public));
                 let with_lane = |(sender, receiver)| (sender, receiver, extras.lane());

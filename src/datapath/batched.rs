@@ -7,7 +7,8 @@
 //!              └─ socket ─▶ recvmmsg, UDP_GRO ─▶ Inbound ─▶ Joiner ─▶ one writev per superpacket
 //! ```
 //!
-//! Nothing waits for a batch to fill: a batch is what is there, so it grows with the load and is one packet without.
+//! Nothing waits for a batch to fill, but for sockets while streams come in: see [`Pace`]. A batch is what is there, so it
+//! grows with the load and is one packet without.
 //! Both directions of a queue take turns in one thread, because what one does makes work for the other: TCP answers
 //! what was written to the device before the write returns, and the thread that is awake finds the answer without
 //! being woken. Queues share the tables and nothing else.
@@ -118,8 +119,15 @@ pub struct Pace {
     pub busy_poll: Duration,
     /// By how much its nice value changes while streams come in: zero or less.
     pub nice: i32,
-    /// How long it leaves empty sockets alone while streams come in.
+    /// How long it leaves empty sockets alone while streams come in, unless it looks before it sleeps.
     pub rx_delay: Duration,
+}
+
+impl Pace {
+    /// Does it ever leave empty sockets alone?
+    fn rests(&self) -> bool {
+        self.busy_poll.is_zero() && !self.rx_delay.is_zero()
+    }
 }
 
 /// Without a packet for so long, a stream is over.
@@ -153,7 +161,10 @@ impl<E: Encapsulation> Batched<E> {
     /// If the device is gone.
     pub fn run(mut self) -> io::Result<()> {
         let mut precedence = Precedence::new(self.pace.nice);
-        wait::rest_precisely()?;
+        if self.pace.rests() {
+            // Without it the rests are longer, and all else is as before.
+            let _ = wait::rest_precisely();
+        }
         while !self.egress.common.stop.given() {
             let ready = self.ready(precedence.streaming())?;
             if ready.is_empty() {
@@ -181,18 +192,13 @@ impl<E: Encapsulation> Batched<E> {
         if !streaming {
             return self.waiter.wait(None);
         }
-        let Pace {
-            busy_poll,
-            rx_delay,
-            ..
-        } = self.pace;
-        if busy_poll.is_zero() && !rx_delay.is_zero() {
+        if self.pace.rests() {
             let ready = self.waiter.look()?;
             if !ready.is_empty() {
                 return Ok(ready);
             }
             let Common { device, stop, .. } = &self.egress.common;
-            wait::rest(rx_delay, [device.as_fd(), stop.as_fd()])?;
+            wait::rest(self.pace.rx_delay, [device.as_fd(), stop.as_fd()])?;
         }
         self.waiter.wait(Some(PATIENCE))
     }

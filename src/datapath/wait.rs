@@ -134,7 +134,7 @@ pub fn rest(delay: Duration, urgent: [BorrowedFd<'_>; 2]) -> io::Result<()> {
 /// kernel can end several sleeps at once (timer slack, prctl(2)).
 ///
 /// # Errors
-/// None is known of; as prctl(2).
+/// As prctl(2), where a filter of system calls forbids it.
 pub fn rest_precisely() -> io::Result<()> {
     const SLACK_NS: u64 = 1000;
     Ok(prctl::set_timerslack(SLACK_NS)?)

@@ -203,6 +203,10 @@ fn several_queues_that_poll_busily_are_told_of_and_stop() {
         let status = daemon.status();
         let queues = feature(&status, "tun-queues").unwrap();
         assert!(queues["note"].as_str().unwrap().starts_with('4'));
+        assert_eq!(
+            feature(&status, "rx-usecs").unwrap()["note"],
+            "datapath.busy-poll is set"
+        );
         assert!(crate::count(&status, "inbound", "forwarded") > 0);
         let threads = daemon.threads("comm");
         let forwarding = threads.iter().filter(|(name, _)| name == "forward");

@@ -80,10 +80,10 @@ fn send_until_usual(bed: &Bed, daemons: &[Daemon]) {
     });
 }
 
-/// What the daemon says about it: is it on, and a word about it.
-fn told(daemon: &Daemon) -> (bool, String) {
+/// What the daemon says about a feature: is it on, and a word about it.
+fn told(daemon: &Daemon, name: &str) -> (bool, String) {
     let status = daemon.status();
-    let feature = feature(&status, "nice").unwrap();
+    let feature = feature(&status, name).unwrap();
     let note = feature["note"].as_str().unwrap().to_owned();
     (feature["on"] == true, note)
 }
@@ -118,13 +118,17 @@ fn only_the_receiver_of_a_stream_goes_before_others_and_only_meanwhile() {
             until_usual(&daemons, || {});
         }
         for daemon in daemons {
-            let (on, note) = told(&daemon);
+            let (on, note) = told(&daemon, "nice");
             assert_eq!(on, expected != 0);
             let end = match expected {
                 0 => "datapath.nice is 0".to_owned(),
                 _ => format!("and {expected} while streams come in"),
             };
             assert!(note.ends_with(&end), "{note}");
+            let usecs = set.map_or(25, |(_, usecs)| usecs);
+            let (on, note) = told(&daemon, "rx-usecs");
+            assert_eq!(on, usecs != 0);
+            assert!(note.contains(&usecs.to_string()), "{note}");
             daemon.stop();
         }
     }
@@ -137,7 +141,7 @@ fn a_refused_nice_value_is_told_and_stops_nothing() {
     let config = |node: u8| bed.node(node).config(Backend::Vxlan);
     let by = ["setpriv", "--bounding-set=-sys_nice"];
     let without = Daemon::launch_by(&by, bed.node(2), &config(2)).answering(bed.node(2));
-    let (on, note) = told(&without);
+    let (on, note) = told(&without, "nice");
     assert!(!on);
     assert!(
         note.contains("by -5 was refused without CAP_SYS_NICE"),
