@@ -195,15 +195,14 @@ fn precedence(by: i32) -> Feature {
 /// Are empty sockets left alone while streams come in?
 fn moderation(pace: Pace) -> Feature {
     let usecs = pace.rx_delay.as_micros();
-    if usecs == 0 {
-        Feature::new("rx-usecs", false, "datapath.rx-usecs is 0")
-    } else if pace.busy_poll.is_zero() {
-        let note =
-            format!("{usecs}: empty sockets are left alone for so long while streams come in");
-        Feature::new("rx-usecs", true, &note)
-    } else {
-        Feature::new("rx-usecs", false, "datapath.busy-poll is set")
-    }
+    let note = match usecs {
+        _ if pace.rests() => {
+            format!("{usecs}: empty sockets are left alone for so long while streams come in")
+        }
+        0 => "datapath.rx-usecs is 0".into(),
+        _ => "datapath.busy-poll is set".into(),
+    };
+    Feature::new("rx-usecs", pace.rests(), &note)
 }
 
 /// What the kernel does for an engine, and what it does not: found out at start, some of it while running.

@@ -125,7 +125,7 @@ pub struct Pace {
 
 impl Pace {
     /// Does it ever leave empty sockets alone?
-    fn rests(&self) -> bool {
+    pub fn rests(&self) -> bool {
         self.busy_poll.is_zero() && !self.rx_delay.is_zero()
     }
 }

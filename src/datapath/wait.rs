@@ -146,6 +146,16 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+    use std::thread::JoinHandle;
+
+    /// Writes a byte after a while, and gives the end back, so that it stays open until then.
+    fn write_later(mut far: UnixStream) -> JoinHandle<UnixStream> {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            far.write_all(b"x").unwrap();
+            far
+        })
+    }
 
     #[test]
     fn says_what_is_there_and_nothing_else() {
@@ -172,11 +182,7 @@ mod tests {
         let waiter = Waiter::new(Duration::ZERO).unwrap();
         let (near, far) = UnixStream::pair().unwrap();
         waiter.watch(Source::Stop, near.as_fd()).unwrap();
-        let later = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            (&far).write_all(b"x").unwrap();
-            far
-        });
+        let later = write_later(far);
         let started = Instant::now();
         assert!(waiter.wait(None).unwrap().has(Source::Stop));
         assert!(started.elapsed() >= Duration::from_millis(15));
@@ -220,13 +226,7 @@ mod tests {
         let long = Duration::from_secs(60);
         for urgent in 0..2 {
             let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
-            let later = {
-                let mut far = pairs[urgent].1.try_clone().unwrap();
-                std::thread::spawn(move || {
-                    std::thread::sleep(Duration::from_millis(20));
-                    far.write_all(b"x").unwrap();
-                })
-            };
+            let later = write_later(pairs[urgent].1.try_clone().unwrap());
             let started = Instant::now();
             let near = pairs.each_ref().map(|(near, _)| near.as_fd());
             rest(long, near).unwrap();

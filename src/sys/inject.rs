@@ -179,9 +179,7 @@ unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     let pointer = std::ptr::from_ref(attributes);
     // SAFETY: the kernel reads `size_of::<T>()` bytes from `attributes`; the rest is the caller's word.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let fd = Errno::result(fd)?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the caller's word: a new descriptor, nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

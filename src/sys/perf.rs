@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
+
 const PERF_TYPE_TRACEPOINT: u32 = 2;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 
@@ -47,10 +49,7 @@ impl Counter {
                 PERF_FLAG_FD_CLOEXEC,
             )
         };
-        let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
         // SAFETY: a descriptor that was just opened for us and that nobody else owns.
         Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
