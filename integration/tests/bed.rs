@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::bed::{Backend, Bed, Underlay, sweep};
+use integration::bed::{Backend, Bed, Underlay, overlayd_bin, sweep};
 use overlayd::kernel::NetNs;
 
 /// Namespaces, directories and processes of a bed, as far as they are there.
@@ -45,8 +45,8 @@ fn a_bed_goes_with_a_panic() {
 
 #[test]
 fn what_a_killed_test_leaves_is_removed_by_the_next_one() {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_test_to_be_killed", "--ignored", "--nocapture"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bed-to-be-killed"));
+    command.env("OVERLAYD_UNDER_TEST", overlayd_bin());
     let mut test = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(test.stdout.take().unwrap()).lines();
     let told = lines.find_map(|line| {
@@ -66,13 +66,4 @@ fn what_a_killed_test_leaves_is_removed_by_the_next_one() {
         assert!(Instant::now() < end, "left: {:?}", traces(&prefix, pid));
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-#[test]
-#[ignore = "only makes a bed and waits to be killed; another test starts it"]
-fn a_test_to_be_killed() {
-    let bed = Bed::new(1, Underlay::V4);
-    let daemons = bed.start(Backend::Udp);
-    println!("up: {} {}", bed.prefix(), daemons[0].pid());
-    std::thread::sleep(Duration::from_secs(30));
 }

@@ -356,37 +356,11 @@ fn an_interrupt_before_any_step_rolls_everything_back() {
     assert_no_trace(&spec.name);
 }
 
-/// Not a test of its own: builds a lab in a process that may be killed, by itself before a given step.
-#[test]
-#[ignore = "run by the tests of killed builders"]
-fn builder() {
-    let name = std::env::var("BUILDER_LAB").unwrap();
-    let kill_at = std::env::var("BUILDER_KILL_AT")
-        .unwrap()
-        .parse::<usize>()
-        .unwrap();
-    let asked = AtomicUsize::new(0);
-    let cancel = || {
-        if asked.fetch_add(1, Ordering::Relaxed) == kill_at {
-            nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
-        }
-        false
-    };
-    let spec = Spec {
-        name,
-        nodes: 2,
-        daemons: std::env::var("BUILDER_DAEMONS").is_ok(),
-        ..Spec::default()
-    };
-    Lab::up(spec, exe(), &cancel).unwrap().keep();
-}
-
-fn build_in_a_process(lab: &str, kill_at: usize) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "builder", "--ignored", "--nocapture"]);
-    command
-        .env("BUILDER_LAB", lab)
-        .env("BUILDER_KILL_AT", kill_at.to_string());
+/// Builds a lab in a process that may be killed, by itself before a given step.
+fn build_in_a_process(lab: &str, kill_at: usize, daemons: bool) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lab-builder"));
+    command.arg(lab).arg(exe());
+    command.args([kill_at.to_string(), daemons.to_string()]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -395,7 +369,7 @@ fn build_in_a_process(lab: &str, kill_at: usize) -> Command {
 fn down_removes_what_a_builder_killed_at_any_step_has_left() {
     let lab = name("killed");
     for step in 1.. {
-        let status = build_in_a_process(&lab, step).status().unwrap();
+        let status = build_in_a_process(&lab, step, false).status().unwrap();
         if status.success() {
             assert!(step > 8, "killed at every step: {step}");
             assert!(topology::status(&lab).unwrap().is_whole());
@@ -428,10 +402,7 @@ fn down_removes_what_a_builder_killed_at_any_step_has_left() {
 fn down_removes_what_a_builder_killed_at_any_time_has_left() {
     let lab = name("killed-when");
     for milliseconds in (0..120).step_by(8) {
-        let mut builder = build_in_a_process(&lab, usize::MAX)
-            .env("BUILDER_DAEMONS", "1")
-            .spawn()
-            .unwrap();
+        let mut builder = build_in_a_process(&lab, usize::MAX, true).spawn().unwrap();
         thread::sleep(Duration::from_millis(milliseconds));
         builder.kill().unwrap();
         builder.wait().unwrap();
