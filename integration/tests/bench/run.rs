@@ -80,6 +80,13 @@ fn every_row_has_every_figure_under_every_setting() {
         let daemon = sample.figures.contains_key("daemon_cpu_s_per_mpkt");
         assert_eq!(daemon, sample.row.starts_with("overlayd"), "{sample:?}");
         assert!(sample.figures["cpu_s_per_mpkt"].is_finite());
+        // Its system calls are counted apart: counting them would slow down what is measured.
+        let calls = |of: &Value| of["sent"]["cost"]["daemon"]["syscalls"].as_u64();
+        assert_eq!(calls(&sample.raw), None, "{sample:?}");
+        let counted = calls(&sample.raw["calls"]).is_some_and(|calls| calls > 0);
+        assert_eq!(counted, daemon, "raw_syscalls:sys_enter: {sample:?}");
+        let figure = sample.figures.get("daemon_syscalls_per_packet");
+        assert_eq!(figure.is_some_and(|calls| *calls > 0.0), daemon);
     }
     let machine = &report.machines[0];
     assert!(machine.cpus > 0 && !machine.kernel.is_empty() && machine.memory_mib > 0);

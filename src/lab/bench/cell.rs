@@ -19,6 +19,10 @@ pub(super) type Figures = BTreeMap<String, f64>;
 
 /// Payload of a round trip's datagram, and of the load beside it, in bytes.
 const SMALL: u16 = 64;
+/// The figure of what the daemons' system calls are counted for.
+const CALLS: &str = "daemon_syscalls_per_packet";
+/// How long they are counted, in windows.
+pub(super) const COUNTED: f64 = 0.25;
 /// How many trials a search for a rate may take.
 const TRIALS: u32 = 14;
 
@@ -32,6 +36,8 @@ pub(super) struct Cell<'a> {
     pub(super) send: Send,
     /// The zero-loss rate of small datagrams, once it is known.
     pub(super) small_rate: Option<f64>,
+    /// Are the daemons' system calls being counted? Then nothing else is measured.
+    pub(super) calls: bool,
 }
 
 impl Cell<'_> {
@@ -63,7 +69,46 @@ impl Cell<'_> {
         );
         raw["batches"] = json!(batches);
         figures.extend(batches);
+        if let Some(counted) = self.count_calls(test, &figures) {
+            raw["calls"] = match counted {
+                Ok((counted, raw)) => {
+                    let calls = counted.get_key_value(CALLS);
+                    figures.extend(calls.map(|(name, calls)| (name.clone(), *calls)));
+                    raw
+                }
+                // What was measured stands.
+                Err(error) => json!({"error": format!("{error:#}")}),
+            };
+        }
         Ok((figures, raw))
+    }
+
+    /// Puts the load of a test on the path once more, for a moment, and counts the daemons' system calls meanwhile; `None` where
+    /// there are no daemons or nothing was carried. Not while something is measured: see [`super::meter`].
+    fn count_calls(&mut self, test: Test, measured: &Figures) -> Option<Result<(Figures, Value)>> {
+        measured.get("daemon_switches_per_packet")?;
+        let window = self.window;
+        (self.window, self.calls) = (window * COUNTED, true);
+        let counted = match test {
+            Test::Tcp(streams, way) => Some(self.tcp(streams, way)),
+            Test::Flood(size) => Some(self.flood(size)),
+            Test::Loss(size, flows) => {
+                let rate = measured.get("zero_loss_pps");
+                let rate = rate.copied().filter(|rate| *rate > 0.0);
+                rate.map(|rate| self.steady(size, flows, rate))
+            }
+            Test::Rtt | Test::RttHalf => None,
+        };
+        (self.window, self.calls) = (window, false);
+        counted
+    }
+
+    fn start_a(&mut self, job: Job) -> Result<(u32, u16)> {
+        self.a.start(job, self.calls)
+    }
+
+    fn start_b(&mut self, job: Job) -> Result<(u32, u16)> {
+        self.b.start(job, self.calls)
     }
 
     fn size(&self, size: Size) -> Result<u16> {
@@ -108,17 +153,17 @@ impl Cell<'_> {
         let back = way != Way::Forth;
         let mut sinks = (None, None);
         if forth {
-            sinks.1 = Some(self.b.start(sink(b_ip))?);
+            sinks.1 = Some(self.start_b(sink(b_ip))?);
         }
         if back {
-            sinks.0 = Some(self.a.start(sink(a_ip))?);
+            sinks.0 = Some(self.start_a(sink(a_ip))?);
         }
         let mut sources = (None, None);
         if let Some((_, port)) = sinks.1 {
-            sources.0 = Some(self.a.start(source(SocketAddr::new(b_ip, port)))?.0);
+            sources.0 = Some(self.start_a(source(SocketAddr::new(b_ip, port)))?.0);
         }
         if let Some((_, port)) = sinks.0 {
-            sources.1 = Some(self.b.start(source(SocketAddr::new(a_ip, port)))?.0);
+            sources.1 = Some(self.start_b(source(SocketAddr::new(a_ip, port)))?.0);
         }
         // The sinks first: they close the streams.
         let jobs = [
@@ -162,6 +207,14 @@ impl Cell<'_> {
             figures,
             json!({"size": size, "sent": sent, "received": received}),
         ))
+    }
+
+    /// At the highest rate without loss.
+    fn steady(&mut self, size: Size, flows: u16, rate: f64) -> Result<(Figures, Value)> {
+        let size = self.size(size)?;
+        let (sent, received) = self.trial(size, flows, Some(rate), self.window)?;
+        let figures = super::figures::udp_cost(&sent, &received, self.b.is_apart());
+        Ok((figures, json!({"sent": sent, "received": received})))
     }
 
     fn loss(&mut self, size: Size, flows: u16) -> Result<(Figures, Value)> {
@@ -220,7 +273,7 @@ impl Cell<'_> {
         rate: Option<f64>,
         window: f64,
     ) -> Result<(UdpSent, UdpReceived)> {
-        let (sink, port) = self.b.start(Job::UdpSink { at: self.ends.1.ip })?;
+        let (sink, port) = self.start_b(Job::UdpSink { at: self.ends.1.ip })?;
         let to = SocketAddr::new(self.ends.1.ip, port);
         let source = Source {
             to,
@@ -230,7 +283,7 @@ impl Cell<'_> {
             send: self.send,
             window,
         };
-        let (job, _) = self.a.start(Job::UdpSource(source))?;
+        let (job, _) = self.start_a(Job::UdpSource(source))?;
         let sent = self.a.finish(job)?;
         let received = self.b.finish(sink)?;
         match (sent, received) {
@@ -240,9 +293,9 @@ impl Cell<'_> {
     }
 
     fn round_trips(&mut self, window: f64) -> Result<Rtt> {
-        let (echo, port) = self.b.start(Job::Echo { at: self.ends.1.ip })?;
+        let (echo, port) = self.start_b(Job::Echo { at: self.ends.1.ip })?;
         let to = SocketAddr::new(self.ends.1.ip, port);
-        let (job, _) = self.a.start(Job::PingPong {
+        let (job, _) = self.start_a(Job::PingPong {
             to,
             size: SMALL,
             window,
@@ -273,7 +326,7 @@ impl Cell<'_> {
         if rate < 1.0 {
             bail!("the path carries nothing without loss: there is no half of it");
         }
-        let (sink, port) = self.b.start(Job::UdpSink { at: self.ends.1.ip })?;
+        let (sink, port) = self.start_b(Job::UdpSink { at: self.ends.1.ip })?;
         let to = SocketAddr::new(self.ends.1.ip, port);
         let load = Source {
             to,
@@ -283,7 +336,7 @@ impl Cell<'_> {
             send: self.send,
             window: self.window + 0.05,
         };
-        let (source, _) = self.a.start(Job::UdpSource(load))?;
+        let (source, _) = self.start_a(Job::UdpSource(load))?;
         let rtt = self.round_trips((self.window - 0.05).max(0.05));
         let sent = self.a.finish(source)?;
         let received = self.b.finish(sink)?;

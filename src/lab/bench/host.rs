@@ -391,8 +391,9 @@ impl Host {
         client::status(socket).ok()
     }
 
-    /// Starts one end of a load where the path ends. Its number, and the port it listens on.
-    pub(super) fn start(&mut self, job: Job) -> Result<(u32, u16)> {
+    /// Starts one end of a load where the path ends, and counts the daemon's system calls meanwhile if `calls` says so. Its
+    /// number, and the port it listens on.
+    pub(super) fn start(&mut self, job: Job, calls: bool) -> Result<(u32, u16)> {
         let pods = self.up.as_ref().is_some_and(|up| up.pods);
         let namespace = match &self.site.pod {
             Some(pod) if pods => pod,
@@ -402,7 +403,11 @@ impl Host {
             job,
             &Surroundings {
                 namespace: namespace.clone(),
-                meter: self.meter.clone(),
+                meter: if calls {
+                    self.meter.with_syscalls()
+                } else {
+                    self.meter.clone()
+                },
                 cpus: self.site.cpus.clone(),
                 cancel: self.site.cancel.clone(),
             },

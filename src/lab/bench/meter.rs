@@ -3,6 +3,9 @@
 //! Sources: `/proc/stat` for the whole system (ticks of 10 ms; interrupts and softirqs in it), `/proc/<pid>/task/*` for a
 //! daemon (nanoseconds), and the tracepoint `raw_syscalls:sys_enter` through perf_event_open(2) for its system calls. What
 //! a machine does not offer is `None`, never a guess.
+//!
+//! The first two are only read. The tracepoint is in the way of what it counts: while it is on, each system call of the machine
+//! takes longer, and each switch to a thread that is watched. So it is on only while nothing else is measured.
 
 use std::fs;
 use std::io;
@@ -40,20 +43,20 @@ pub struct DaemonCost {
     pub cpu: f64,
     /// Context switches of its threads.
     pub switches: u64,
-    /// System calls of its threads; `None` where the kernel does not let us count them.
+    /// System calls of its threads; `None` unless they were to be counted and the kernel let us.
     pub syscalls: Option<u64>,
 }
 
 /// Reads a host's counters, and those of the daemon of the path under test.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Meter {
-    daemon: Option<Arc<Watched>>,
+    daemon: Option<Watched>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Watched {
     pid: u32,
-    syscalls: Option<Vec<Counter>>,
+    syscalls: Option<Arc<Vec<Counter>>>,
 }
 
 /// Counters at one moment.
@@ -68,11 +71,20 @@ impl Meter {
     /// A meter that looks at this process too.
     pub(super) fn of_daemon(pid: u32) -> Self {
         Self {
-            daemon: Some(Arc::new(Watched {
+            daemon: Some(Watched {
                 pid,
-                syscalls: count_syscalls(pid),
-            })),
+                syscalls: None,
+            }),
         }
+    }
+
+    /// The same, and it counts the daemon's system calls from now on until the last copy of it is gone.
+    pub(super) fn with_syscalls(&self) -> Self {
+        let mut meter = self.clone();
+        if let Some(watched) = &mut meter.daemon {
+            watched.syscalls = count_syscalls(watched.pid).map(Arc::new);
+        }
+        meter
     }
 
     pub(super) fn read(&self) -> io::Result<Reading> {
@@ -215,6 +227,8 @@ mod tests {
     #[test]
     fn a_process_can_be_watched() {
         let meter = Meter::of_daemon(std::process::id());
+        let calls = |meter: &Meter| meter.read().unwrap().daemon.unwrap().syscalls;
+        assert_eq!(calls(&meter), None);
         let before = meter.read().unwrap();
         // The kernel counts when it looks, not at once.
         let mut sum = 0u64;

@@ -278,6 +278,7 @@ fn cell(
                 window: plan.window,
                 send: plan.send,
                 small_rate: None,
+                calls: false,
             };
             let greeted = cell.greet().map_err(|error| format!("{error:#}"));
             for test in &tests {
@@ -325,7 +326,8 @@ impl Plan {
         // A cell has to be brought up and down.
         let cells = self.cells().map(|(setting, row)| {
             let tests = self.tests_of(setting, row);
-            tests.iter().map(|test| test.time()).fold((0.35, 0.0), add)
+            let times = tests.iter().map(|test| test.time(row.has_daemon()));
+            times.fold((0.35, 0.0), add)
         });
         let (fixed, factor) = cells.fold((0.0, 0.0), add);
         let rounds = f64::from(self.rounds);

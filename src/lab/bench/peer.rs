@@ -50,7 +50,11 @@ enum Question {
     Up(Row),
     Down,
     Status,
-    Start(Job),
+    Start {
+        job: Job,
+        /// Count the daemon's system calls.
+        calls: bool,
+    },
     Finish(u32),
 }
 
@@ -92,8 +96,8 @@ impl Client {
         self.ask(&Question::Status)
     }
 
-    pub(super) fn start(&mut self, job: Job) -> Result<(u32, u16)> {
-        self.ask(&Question::Start(job))
+    pub(super) fn start(&mut self, job: Job, calls: bool) -> Result<(u32, u16)> {
+        self.ask(&Question::Start { job, calls })
     }
 
     pub(super) fn finish(&mut self, job: u32) -> Result<Outcome> {
@@ -228,7 +232,7 @@ fn answer(host: &mut Host, question: Question) -> Result<Value> {
         Question::Up(row) => serde_json::to_value(host.up(&row)?)?,
         Question::Down => host.down().map(|()| Value::Null)?,
         Question::Status => serde_json::to_value(host.status())?,
-        Question::Start(job) => serde_json::to_value(host.start(job)?)?,
+        Question::Start { job, calls } => serde_json::to_value(host.start(job, calls)?)?,
         Question::Finish(job) => serde_json::to_value(host.finish(job)?)?,
     })
 }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::cell::COUNTED;
 use crate::config::Engine;
 use crate::lab::topology::Backend;
 use crate::sys::ethtool::Features;
@@ -90,6 +91,11 @@ impl Row {
         nodes
             .chain(pods.into_iter().map(|path| Self::new(path, Between::Pods)))
             .collect()
+    }
+
+    /// Is there a daemon on each host, as far as can be told before it is up?
+    pub(super) fn has_daemon(&self) -> bool {
+        matches!(self.path, Path::Overlayd { .. } | Path::Script { .. })
     }
 
     /// The row of an outside control.
@@ -328,13 +334,15 @@ impl Test {
         tests
     }
 
-    /// How long it takes: seconds that are always there, and how often the window is.
-    pub(super) fn time(self) -> (f64, f64) {
+    /// How long it takes: seconds that are always there, and how often the window is. Where there are daemons, their system
+    /// calls are counted afterwards.
+    pub(super) fn time(self, daemons: bool) -> (f64, f64) {
+        let counted = if daemons { COUNTED } else { 0.0 };
         match self {
-            Self::Tcp(..) => (0.02, 1.3),
-            Self::Flood(_) => (0.12, 1.0),
+            Self::Tcp(..) => (0.02, 1.3 * (1.0 + counted)),
+            Self::Flood(_) => (0.12, 1.0 + counted),
             // Some fifteen trials of a quarter of the window each.
-            Self::Loss(..) => (1.5, 4.0),
+            Self::Loss(..) => (1.5, 4.0 + counted),
             Self::Rtt => (0.07, 1.0),
             Self::RttHalf => (0.3, 1.2),
         }

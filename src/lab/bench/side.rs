@@ -57,10 +57,10 @@ impl Side {
         }
     }
 
-    pub(super) fn start(&mut self, job: Job) -> Result<(u32, u16)> {
+    pub(super) fn start(&mut self, job: Job, calls: bool) -> Result<(u32, u16)> {
         match self {
-            Self::Here(host) => host.start(job),
-            Self::There(client) => client.start(job),
+            Self::Here(host) => host.start(job, calls),
+            Self::There(client) => client.start(job, calls),
         }
     }
 
