@@ -254,6 +254,7 @@ impl Report {
                 "vni": match &config.backend { Backend::Vxlan(vxlan) => Some(vxlan.vni), _ => None },
             },
             "device": {"name": config.device.name, "mtu": config.device.mtu},
+            "datapath": {"engine": config.datapath.engine, "queues": config.datapath.queues()},
             "leases": leases,
             "etcd": self.etcd.as_ref().map(|etcd| match etcd {
                 Etcd::Configured => json!({"asked": true, "configured": true}),
@@ -316,6 +317,14 @@ impl fmt::Display for Report {
             _ if !config.backend.encapsulates() => writeln!(f, "device    none")?,
             Some(mtu) => writeln!(f, "device    {}, MTU {mtu}", config.device.name)?,
             None => writeln!(f, "device    {}, MTU from the underlay", config.device.name)?,
+        }
+        // Until etcd says that there is a tunnel, nobody knows whether there are engines.
+        if unknown.is_none() && config.backend.encapsulates() {
+            write!(f, "engine    {}", config.datapath.engine.name())?;
+            match config.datapath.queues() {
+                1 => writeln!(f)?,
+                queues => writeln!(f, ", {queues} queues")?,
+            }
         }
         let path = store_name(config);
         match (&self.leases, &self.etcd) {

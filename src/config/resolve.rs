@@ -345,19 +345,21 @@ impl Resolver {
             "device.mtu",
             "datapath.engine",
         ];
+        let with = format!("with the {} backend", backend.name());
         let of_tunnels = of_tunnels.iter().filter(|_| !backend.encapsulates());
         for name in of_vxlan.iter().chain(of_tunnels) {
-            if let Some(setting) = self.raw.get(name) {
-                let what = format!("has no effect with the {} backend", backend.name());
-                self.raw.warnings.push(setting.problem(what));
-            }
+            self.without_effect(name, &with, |_| true);
         }
-        let zerocopy = self.raw.get("datapath.zerocopy");
-        if let Some(setting) = zerocopy.filter(|setting| setting.text == "on") {
-            let what = format!("has no effect with the {} backend", backend.name());
+        self.without_effect("datapath.zerocopy", &with, |text| text == "on");
+        backend
+    }
+
+    /// Warns that `name` has no effect `with` what else was chosen, if it was set to something that asks for one.
+    fn without_effect(&mut self, name: &str, with: &str, asks: impl Fn(&str) -> bool) {
+        if let Some(setting) = self.raw.get(name).filter(|setting| asks(&setting.text)) {
+            let what = format!("has no effect {with}");
             self.raw.warnings.push(setting.problem(what));
         }
-        backend
     }
 
     fn node(&mut self) -> Node {
@@ -406,7 +408,7 @@ impl Resolver {
     }
 
     fn datapath(&mut self) -> Datapath {
-        Datapath {
+        let datapath = Datapath {
             engine: self
                 .read("datapath.engine", engine)
                 .unwrap_or(Engine::Batched),
@@ -470,7 +472,21 @@ impl Resolver {
                 })
                 .unwrap_or(1000),
             udp6_zero_checksum: self.switch("datapath.udp6-zero-checksum"),
+        };
+        if datapath.engine == Engine::Classic {
+            let with = "with the classic engine";
+            self.without_effect("datapath.queues", with, |text| text != "1");
+            for name in ["datapath.busy-poll", "datapath.nice", "datapath.rx-usecs"] {
+                self.without_effect(name, with, |text| text != "0");
+            }
+            for name in ["datapath.injection", "datapath.zerocopy"] {
+                self.without_effect(name, with, |text| text == "on");
+            }
+        } else if !datapath.busy_poll.is_zero() {
+            let with = "beside datapath.busy-poll, which looks all the time";
+            self.without_effect("datapath.rx-usecs", with, |text| text != "0");
         }
+        datapath
     }
 }
 

@@ -214,3 +214,46 @@ fn what_has_no_effect_is_a_warning() {
     }
     assert_eq!(config.backend, Backend::Udp(UdpBackend { port: 8285 }));
 }
+
+#[test]
+fn what_the_engine_does_not_do_is_a_warning() {
+    let warnings = |datapath: &str| {
+        let config = Case::new(&format!("{NETWORK}[datapath]\n{datapath}\n")).good();
+        config.warnings.join("\n")
+    };
+    let all =
+        "queues = 2\nbusy-poll = 50\nnice = -5\nrx-usecs = 25\ninjection = 'on'\nzerocopy = 'on'";
+    let classic = warnings(&format!("engine = 'classic'\n{all}"));
+    for name in [
+        "queues = 2",
+        "busy-poll",
+        "nice",
+        "rx-usecs",
+        "injection",
+        "zerocopy",
+    ] {
+        let warning = format!("datapath.{name}");
+        assert!(classic.contains(&warning), "{warning} is not in {classic}");
+    }
+    assert_eq!(
+        classic.matches("no effect with the classic engine").count(),
+        6
+    );
+    // What asks for nothing is no mistake.
+    let nothing =
+        "queues = 1\nbusy-poll = 0\nnice = 0\nrx-usecs = 0\ninjection = 'auto'\nzerocopy = 'off'";
+    assert_eq!(warnings(&format!("engine = 'classic'\n{nothing}")), "");
+
+    let beside = warnings("busy-poll = 50\nrx-usecs = 25");
+    assert!(
+        beside.contains("datapath.rx-usecs = 25: has no effect beside datapath.busy-poll"),
+        "{beside}"
+    );
+    for fine in [
+        "busy-poll = 50",
+        "rx-usecs = 50",
+        "busy-poll = 50\nrx-usecs = 0",
+    ] {
+        assert_eq!(warnings(fine), "", "{fine}");
+    }
+}

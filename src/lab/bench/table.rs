@@ -48,6 +48,12 @@ impl Report {
             to.push_str(&self.figures_under(setting));
         }
         self.write_errors(to)?;
+        if self.rounds < 3 {
+            writeln!(
+                to,
+                "\nnote: with so few rounds a busy moment of the machine shows in the medians: --rounds 5 tells more, and takes longer"
+            )?;
+        }
         for note in &self.notes {
             writeln!(to, "\nnote: {note}")?;
         }

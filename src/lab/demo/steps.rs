@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Step;
 use super::stage::{PATIENCE, Stage, family, ips};
+use crate::config::Engine;
 use crate::kernel::NetNs;
 use crate::lab::topology::{Backend, Node};
 use crate::lab::traffic::{
@@ -147,6 +148,10 @@ fn transfer(stage: &Stage<'_>, step: &mut Step) -> Result<()> {
         to.place,
         TRANSFER >> 20
     );
+    let spec = stage.spec();
+    if spec.engine == Engine::Classic && spec.backend != Backend::HostGw {
+        step.about += ", one packet per system call (--engine batched moves superpackets)";
+    }
     for ip in ips(to) {
         let server = to.netns().run(|| TcpServer::bind((ip, 0).into()))??;
         let opts = tcp_opts(stage);
