@@ -89,8 +89,9 @@ impl Setting {
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Numbers and truth values as they stand in the file.
-        let bare = self.text.len() < 20 && self.text.bytes().all(|b| b.is_ascii_alphanumeric());
-        let bare = bare && (self.text.parse::<u64>().is_ok() || self.text.parse::<bool>().is_ok());
+        let digits = self.text.strip_prefix('-').unwrap_or(&self.text);
+        let bare = self.text.len() < 20 && digits.bytes().all(|b| b.is_ascii_alphanumeric());
+        let bare = bare && (digits.parse::<u64>().is_ok() || self.text.parse::<bool>().is_ok());
         let value = if bare {
             self.text.clone()
         } else {

@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(parse(&["--vni", "7"]).unwrap(), ["--vni 7"]);
         assert_eq!(parse(&["--strict"]).unwrap(), ["--strict true"]);
         assert_eq!(parse(&["--strict=false"]).unwrap(), ["--strict false"]);
-        assert_eq!(parse(&["--mtu", "-1"]).unwrap(), ["--mtu \"-1\""]);
+        assert_eq!(parse(&["--mtu", "-1"]).unwrap(), ["--mtu -1"]);
         assert!(parse(&["--vnii", "7"]).is_err());
         assert!(parse(&[]).unwrap().is_empty());
     }

@@ -149,7 +149,7 @@ pub(crate) fn resolve(raw: RawConfig, file: &Path, missing: bool) -> Result<Conf
     let backend = r.backend(implies_udp);
     let node = r.node();
     let device = r.device(network, &node, &backend);
-    let datapath = r.datapath();
+    let datapath = r.datapath(&backend);
     let store = r.store(file);
     let subnet_file = r.maybe_path("store.subnet-file");
     let firewall = Firewall {
@@ -344,6 +344,11 @@ impl Resolver {
             "device.name",
             "device.mtu",
             "datapath.engine",
+            "datapath.queues",
+            "datapath.busy-poll",
+            "datapath.nice",
+            "datapath.rx-usecs",
+            "datapath.injection",
         ];
         let with = format!("with the {} backend", backend.name());
         let of_tunnels = of_tunnels.iter().filter(|_| !backend.encapsulates());
@@ -407,7 +412,7 @@ impl Resolver {
         }
     }
 
-    fn datapath(&mut self) -> Datapath {
+    fn datapath(&mut self, backend: &Backend) -> Datapath {
         let datapath = Datapath {
             engine: self
                 .read("datapath.engine", engine)
@@ -473,17 +478,22 @@ impl Resolver {
                 .unwrap_or(1000),
             udp6_zero_checksum: self.switch("datapath.udp6-zero-checksum"),
         };
+        // Without a tunnel there is no engine, and that has been said.
+        if !backend.encapsulates() {
+            return datapath;
+        }
         if datapath.engine == Engine::Classic {
             let with = "with the classic engine";
             self.without_effect("datapath.queues", with, |text| text != "1");
             for name in ["datapath.busy-poll", "datapath.nice", "datapath.rx-usecs"] {
                 self.without_effect(name, with, |text| text != "0");
             }
-            for name in ["datapath.injection", "datapath.zerocopy"] {
-                self.without_effect(name, with, |text| text == "on");
+            self.without_effect("datapath.injection", with, |text| text == "on");
+            if matches!(backend, Backend::Vxlan(_)) {
+                self.without_effect("datapath.zerocopy", with, |text| text == "on");
             }
         } else if !datapath.busy_poll.is_zero() {
-            let with = "beside datapath.busy-poll, which looks all the time";
+            let with = "beside datapath.busy-poll, which looks for packets before it sleeps";
             self.without_effect("datapath.rx-usecs", with, |text| text != "0");
         }
         datapath

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use overlayd::lab::bench::report::Sample;
+
 use crate::{output, report, text};
 
 fn shipped(name: &str) -> String {
@@ -62,15 +64,61 @@ fn what_is_shipped_is_a_row_like_any_other() {
     }
 }
 
+fn script(dir: &Path, name: &str, body: &str) -> String {
+    let path = dir.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{name}={}", path.display())
+}
+
+/// Small packets pass, so the path comes up; what is measured does not.
+#[test]
+fn a_path_that_carries_nothing_is_a_failed_measurement() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = "case $1 in\n\
+        up) ip link add $BENCH_DEV type vxlan id 9 dstport 4799 local $BENCH_LOCAL remote $BENCH_REMOTE dev $BENCH_UNDERLAY\n\
+            ip link set $BENCH_DEV mtu 1450 up && ip address add $BENCH_ADDRESS/24 dev $BENCH_DEV\n\
+            ip route add $BENCH_PEER_ADDRESS/32 dev $BENCH_DEV\n\
+            nft -f - <<END\n\
+table ip deaf { chain in { type filter hook input priority 0; iifname $BENCH_DEV ip length > 600 drop; }; }\nEND\n\
+            ;;\n\
+        down) nft delete table ip deaf ;;\n\
+        esac";
+    let deaf = script(dir.path(), "deaf", body);
+    let done = output(&[
+        "--with",
+        &deaf,
+        "--only",
+        "kernel-vxlan",
+        "--settings",
+        "default",
+        "--tests",
+        "tcp-1,udp-mtu,loss-mtu,rtt",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.1",
+        "--json",
+    ]);
+    assert_eq!(done.status.code(), Some(5), "{}", text(&done.stderr));
+    // It can be read again: there is no figure that is no number.
+    let report = report(&done);
+    let sample = |test: &str| {
+        let of = |sample: &&Sample| sample.row == "deaf" && sample.test == test;
+        report.samples.iter().find(of).unwrap()
+    };
+    for (test, why) in [("tcp-1", "nothing arrived"), ("udp-mtu", "none arrived")] {
+        let error = sample(test).error.clone().unwrap_or_default();
+        assert!(error.contains(why), "{test}: {error}");
+    }
+    assert_eq!(sample("loss-mtu").figures["zero_loss_pps"], 0.0);
+    assert!(sample("rtt").figures["p50_us"] > 0.0);
+}
+
 #[test]
 fn a_script_that_fails_is_a_failed_row_with_its_words() {
     let dir = tempfile::tempdir().unwrap();
-    let script = |name: &str, body: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        format!("{name}={}", path.display())
-    };
+    let script = |name: &str, body: &str| script(dir.path(), name, body);
     let refuses = script("refuses", "echo no such luck on $BENCH_LOCAL >&2; exit 3");
     let forgets = script("forgets", "exit 0");
     let leaves = script(

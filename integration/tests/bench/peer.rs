@@ -136,8 +136,12 @@ fn what_a_killed_pair_leaves_the_next_one_sets_back() {
         ends_soon(&mut first);
         ends_soon(&mut server);
     }
-    // Both hosts of the next pair begin with what the killed ones found.
+    // Both hosts of the next pair begin with what the killed ones found; a server before anybody comes.
     let mut server = serve(two);
+    assert!(
+        !has_device(two) && offloads_tunnels(two),
+        "left by a killed server"
+    );
     let mut next = client("overlayd-vxlan-batched", "0.1");
     let said = std::io::read_to_string(next.0.stdout.take().unwrap()).unwrap();
     let status = next.0.wait().unwrap();

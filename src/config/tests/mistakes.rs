@@ -227,7 +227,7 @@ fn what_the_engine_does_not_do_is_a_warning() {
     for name in [
         "queues = 2",
         "busy-poll",
-        "nice",
+        "nice = -5:",
         "rx-usecs",
         "injection",
         "zerocopy",
@@ -238,6 +238,23 @@ fn what_the_engine_does_not_do_is_a_warning() {
     assert_eq!(
         classic.matches("no effect with the classic engine").count(),
         6
+    );
+    // One word about each: where there is no tunnel, and what the backend has ruled out.
+    let once = |backend: &str, what: &str| {
+        let text = format!(
+            "{NETWORK}[backend]\ntype = '{backend}'\n[datapath]\nengine = 'classic'\n{all}\n"
+        );
+        let warnings = Case::new(&text).good().warnings.join("\n");
+        assert_eq!(warnings.matches(what).count(), 1, "{warnings}");
+        assert_eq!(warnings.matches("zerocopy").count(), 1, "{warnings}");
+    };
+    once(
+        "host-gw",
+        "datapath.queues = 2: has no effect with the host-gw backend",
+    );
+    once(
+        "udp",
+        "datapath.queues = 2: has no effect with the classic engine",
     );
     // What asks for nothing is no mistake.
     let nothing =

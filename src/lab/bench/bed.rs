@@ -162,7 +162,7 @@ fn pod_namespace(runtime: &tokio::runtime::Runtime) -> Result<NetNs> {
 }
 
 /// Removes what benches that were killed have left. What is in the way of it shows when ours is built.
-fn sweep() {
+pub(super) fn sweep() {
     let dead = |name: &str| {
         let pid = name
             .strip_prefix(PREFIX)?

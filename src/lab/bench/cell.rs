@@ -21,8 +21,10 @@ pub(super) type Figures = BTreeMap<String, f64>;
 const SMALL: u16 = 64;
 /// The figure of what the daemons' system calls are counted for.
 const CALLS: &str = "daemon_syscalls_per_packet";
-/// How long they are counted, in windows.
+/// How long they are counted, in windows; at least for [`SHORTEST`].
 pub(super) const COUNTED: f64 = 0.25;
+/// The shortest time in which a path on a busy machine carries something, in seconds.
+const SHORTEST: f64 = 0.05;
 /// How many trials a search for a rate may take.
 const TRIALS: u32 = 14;
 
@@ -88,7 +90,7 @@ impl Cell<'_> {
     fn count_calls(&mut self, test: Test, measured: &Figures) -> Option<Result<(Figures, Value)>> {
         measured.get("daemon_switches_per_packet")?;
         let window = self.window;
-        (self.window, self.calls) = (window * COUNTED, true);
+        (self.window, self.calls) = ((window * COUNTED).max(SHORTEST), true);
         let counted = match test {
             Test::Tcp(streams, way) => Some(self.tcp(streams, way)),
             Test::Flood(size) => Some(self.flood(size)),
@@ -101,6 +103,15 @@ impl Cell<'_> {
         };
         (self.window, self.calls) = (window, false);
         counted
+    }
+
+    /// Where a daemon has ended that should carry the path.
+    pub(super) fn ended(&mut self) -> Option<&'static str> {
+        if self.a.daemon_ended() {
+            Some("sending")
+        } else {
+            self.b.daemon_ended().then_some("receiving")
+        }
     }
 
     fn start_a(&mut self, job: Job) -> Result<(u32, u16)> {
@@ -194,6 +205,9 @@ impl Cell<'_> {
         let [Some(a), Some(b)] = costs else {
             bail!("a side is missing");
         };
+        if bytes == 0 {
+            bail!("nothing arrived within {window} s");
+        }
         let mss = f64::from(self.ends.0.mtu) - 52.0;
         let figures = super::figures::tcp(bytes, mss, &self.pair(&a, &b));
         Ok((figures, json!({"bytes": bytes, "cost_a": a, "cost_b": b})))
@@ -202,6 +216,7 @@ impl Cell<'_> {
     fn flood(&mut self, size: Size) -> Result<(Figures, Value)> {
         let size = self.size(size)?;
         let (sent, received) = self.trial(size, 1, None, self.window)?;
+        some_arrived(&sent, &received)?;
         let figures = super::figures::flood(&sent, &received, self.b.is_apart());
         Ok((
             figures,
@@ -213,6 +228,7 @@ impl Cell<'_> {
     fn steady(&mut self, size: Size, flows: u16, rate: f64) -> Result<(Figures, Value)> {
         let size = self.size(size)?;
         let (sent, received) = self.trial(size, flows, Some(rate), self.window)?;
+        some_arrived(&sent, &received)?;
         let figures = super::figures::udp_cost(&sent, &received, self.b.is_apart());
         Ok((figures, json!({"sent": sent, "received": received})))
     }
@@ -348,6 +364,14 @@ impl Cell<'_> {
             json!({"rtt": rtt, "load": {"sent": sent, "received": received}}),
         ))
     }
+}
+
+/// What carries nothing has no figures.
+fn some_arrived(sent: &UdpSent, received: &UdpReceived) -> Result<()> {
+    if received.packets == 0 {
+        bail!("of {} datagrams none arrived", sent.packets);
+    }
+    Ok(())
 }
 
 fn is_timeout(error: &anyhow::Error) -> bool {

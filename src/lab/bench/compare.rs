@@ -28,25 +28,24 @@ pub struct Change {
     pub ratio: f64,
     /// The same of the ratios to kernel VXLAN: what is left when the machine itself was slower or faster.
     pub relative: Option<f64>,
-    /// Better or worse, and the ranges of the two do not touch; otherwise it may be noise.
+    /// Better or worse, and the ranges of the two do not touch; otherwise it may be noise. One round has no range.
     pub verdict: Option<&'static str>,
 }
 
-/// Every figure that both reports have.
+/// Every figure that tests are compared by ([`principals`]) and that both reports have.
 pub fn compare(old: &Report, new: &Report) -> Vec<Change> {
     let mut changes = Vec::new();
     for setting in &new.settings {
         for row in &new.rows {
             for test in &new.tests {
                 for figure in principals(test) {
-                    let of = |report: &Report| {
-                        summary(
-                            report
-                                .values(setting, row, test, figure.name)
-                                .map(|(_, v)| v),
-                        )
+                    let of = |report: &Report| -> Vec<f64> {
+                        let values = report.values(setting, row, test, figure.name);
+                        values.map(|(_, value)| value).collect()
                     };
-                    let (Some(before), Some(after)) = (of(old), of(new)) else {
+                    let (olds, news) = (of(old), of(new));
+                    let ranges = olds.len() > 1 && news.len() > 1;
+                    let (Some(before), Some(after)) = (summary(olds), summary(news)) else {
                         continue;
                     };
                     let ratios = (
@@ -62,7 +61,9 @@ pub fn compare(old: &Report, new: &Report) -> Vec<Change> {
                         new: after.median,
                         ratio: after.median / before.median,
                         relative: ratios.1.zip(ratios.0).map(|(new, old)| new / old),
-                        verdict: verdict(&before, &after, figure.more_is_better),
+                        verdict: ranges
+                            .then(|| verdict(&before, &after, figure.more_is_better))
+                            .flatten(),
                     });
                 }
             }

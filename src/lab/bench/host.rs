@@ -391,6 +391,12 @@ impl Host {
         client::status(socket).ok()
     }
 
+    /// Has the daemon that carries the path ended by itself?
+    pub(super) fn daemon_ended(&mut self) -> bool {
+        let daemon = self.up.as_mut().and_then(|up| up.daemon.as_mut());
+        daemon.is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
+
     /// Starts one end of a load where the path ends, and counts the daemon's system calls meanwhile if `calls` says so. Its
     /// number, and the port it listens on.
     pub(super) fn start(&mut self, job: Job, calls: bool) -> Result<(u32, u16)> {

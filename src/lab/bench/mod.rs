@@ -287,6 +287,10 @@ fn cell(
                     Ok(()) => cell.run(*test),
                     Err(error) => Err(anyhow::anyhow!(error.clone())),
                 };
+                let result = result.map_err(|error| match cell.ended() {
+                    Some(which) => error.context(format!("overlayd on the {which} host has ended")),
+                    None => error,
+                });
                 samples.push(sample(test, result));
             }
             cancel.check()?;

@@ -154,6 +154,8 @@ pub fn serve(
     let listener =
         TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     listener.set_nonblocking(true)?;
+    // What one that was killed has left goes at once, whether anybody comes or not.
+    super::bed::sweep();
     told(&format!("listening on {}", listener.local_addr()?));
     while !cancel.is_set() {
         match listener.accept() {

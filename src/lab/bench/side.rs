@@ -57,6 +57,14 @@ impl Side {
         }
     }
 
+    /// As [`Host::daemon_ended`]; of another machine nobody knows.
+    pub(super) fn daemon_ended(&mut self) -> bool {
+        match self {
+            Self::Here(host) => host.daemon_ended(),
+            Self::There(_) => false,
+        }
+    }
+
     pub(super) fn start(&mut self, job: Job, calls: bool) -> Result<(u32, u16)> {
         match self {
             Self::Here(host) => host.start(job, calls),
