@@ -249,22 +249,32 @@ impl Injector {
     /// `WouldBlock` while too much is in flight, like a socket whose send buffer is full; EINVAL if the bytes in
     /// front are not what they should be; EIO if somebody took the device down; ENOMEM.
     pub fn inject(&self, head: &[u8], packet: &[u8]) -> io::Result<()> {
-        loop {
-            let parts = [IoSlice::new(head), IoSlice::new(packet)];
-            match nix::sys::uio::writev(&self.tap, &parts) {
-                Ok(_) => {
-                    // Read by status alone; written when it changes, so that the line stays in every thread's cache.
-                    if self.refused.load(Ordering::Relaxed) != 0 {
-                        self.refused.store(0, Ordering::Relaxed);
-                    }
-                    return Ok(());
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Err(Errno::EAGAIN.into()),
+        let written = self.write(head, packet);
+        let errno = match written {
+            Err(Errno::EAGAIN) => return Err(Errno::EAGAIN.into()),
+            Err(error) => error as i32,
+            Ok(()) => 0,
+        };
+        // Read by status alone; written when it changes, so that the line stays in every thread's cache.
+        if self.refused.load(Ordering::Relaxed) != errno {
+            self.refused.store(errno, Ordering::Relaxed);
+            let device = &self.name;
+            match written {
+                Ok(()) => tracing::info!(device, "the injection device takes superpackets again"),
                 Err(error) => {
-                    self.refused.store(error as i32, Ordering::Relaxed);
-                    return Err(error.into());
+                    tracing::warn!(device, %error, "the injection device takes nothing: superpackets are split");
                 }
+            }
+        }
+        Ok(written?)
+    }
+
+    fn write(&self, head: &[u8], packet: &[u8]) -> Result<(), Errno> {
+        let parts = [IoSlice::new(head), IoSlice::new(packet)];
+        loop {
+            match nix::sys::uio::writev(&self.tap, &parts) {
+                Err(Errno::EINTR) => {}
+                written => return written.map(drop),
             }
         }
     }
@@ -340,7 +350,7 @@ impl Injector {
         let mut packet = vec![0; inner.len];
         // All that the kernel reads of it: USO alone does not tell the inner version.
         packet[0] = version;
-        self.inject(head.as_slice(), &packet).is_ok()
+        self.write(head.as_slice(), &packet).is_ok()
     }
 }
 

@@ -64,6 +64,11 @@ fn what_is_shipped_is_a_row_like_any_other() {
     }
 }
 
+/// What a script brings up: the kernel's VXLAN, by hand.
+const TUNNEL: &str = "ip link add $BENCH_DEV type vxlan id 9 dstport 4799 local $BENCH_LOCAL remote $BENCH_REMOTE dev $BENCH_UNDERLAY\n\
+    ip link set $BENCH_DEV mtu 1450 up && ip address add $BENCH_ADDRESS/24 dev $BENCH_DEV\n\
+    ip route add $BENCH_PEER_ADDRESS/32 dev $BENCH_DEV\n";
+
 fn script(dir: &Path, name: &str, body: &str) -> String {
     let path = dir.join(name);
     fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
@@ -75,16 +80,10 @@ fn script(dir: &Path, name: &str, body: &str) -> String {
 #[test]
 fn a_path_that_carries_nothing_is_a_failed_measurement() {
     let dir = tempfile::tempdir().unwrap();
-    let body = "case $1 in\n\
-        up) ip link add $BENCH_DEV type vxlan id 9 dstport 4799 local $BENCH_LOCAL remote $BENCH_REMOTE dev $BENCH_UNDERLAY\n\
-            ip link set $BENCH_DEV mtu 1450 up && ip address add $BENCH_ADDRESS/24 dev $BENCH_DEV\n\
-            ip route add $BENCH_PEER_ADDRESS/32 dev $BENCH_DEV\n\
-            nft -f - <<END\n\
-table ip deaf { chain in { type filter hook input priority 0; iifname $BENCH_DEV ip length > 600 drop; }; }\nEND\n\
-            ;;\n\
-        down) nft delete table ip deaf ;;\n\
-        esac";
-    let deaf = script(dir.path(), "deaf", body);
+    let rule = "table ip deaf { chain in { type filter hook input priority 0; iifname $BENCH_DEV ip length > 600 drop; }; }";
+    let up = format!("{TUNNEL}nft -f - <<END\n{rule}\nEND");
+    let body = format!("if [ $1 = up ]; then\n{up}\nelse\nnft delete table ip deaf\nfi");
+    let deaf = script(dir.path(), "deaf", &body);
     let done = output(&[
         "--with",
         &deaf,
@@ -113,6 +112,61 @@ table ip deaf { chain in { type filter hook input priority 0; iifname $BENCH_DEV
     }
     assert_eq!(sample("loss-mtu").figures["zero_loss_pps"], 0.0);
     assert!(sample("rtt").figures["p50_us"] > 0.0);
+}
+
+/// None of it costs the other rows anything.
+#[test]
+fn a_daemon_that_ends_fails_what_was_measured_and_one_that_stays_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |name: &str, pid: &str| {
+        let up = format!("{TUNNEL}{pid} >$BENCH_PIDFILE");
+        script(
+            dir.path(),
+            name,
+            &format!("if [ $1 = up ]; then\n{up}\nelse\necho stuck >&2; exit 3\nfi"),
+        )
+    };
+    let ends = with("ends", "sleep 0.7 >&- 2>&- & echo $!");
+    let foreign = with("foreign", "echo 1");
+    let done = output(&[
+        "--with",
+        &ends,
+        "--with",
+        &foreign,
+        "--only",
+        "kernel-vxlan",
+        "--settings",
+        "default",
+        "--tests",
+        "tcp-1",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--json",
+    ]);
+    assert_eq!(done.status.code(), Some(5), "{}", text(&done.stderr));
+    let report = report(&done);
+    let error = |row: &str| {
+        let sample = report.samples.iter().find(|s| s.row == row).unwrap();
+        sample.error.clone().unwrap_or_default()
+    };
+    assert_eq!(error("kernel-vxlan"), "");
+    assert!(
+        error("ends").contains("the daemon on the sending host has ended"),
+        "{}",
+        error("ends")
+    );
+    assert!(
+        error("foreign").contains("no process that the script of foreign has started"),
+        "{}",
+        error("foreign")
+    );
+    assert!(
+        report.notes.iter().any(|note| note.contains("ends could not all be taken down") && note.contains("stuck")),
+        "{:?}",
+        report.notes
+    );
 }
 
 #[test]

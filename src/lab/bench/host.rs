@@ -393,8 +393,10 @@ impl Host {
 
     /// Has the daemon that carries the path ended by itself?
     pub(super) fn daemon_ended(&mut self) -> bool {
-        let daemon = self.up.as_mut().and_then(|up| up.daemon.as_mut());
-        daemon.is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+        match self.up.as_mut().and_then(|up| up.daemon.as_mut()) {
+            Some(child) => matches!(child.try_wait(), Ok(Some(_))),
+            None => self.meter.daemon_is_gone(),
+        }
     }
 
     /// Starts one end of a load where the path ends, and counts the daemon's system calls meanwhile if `calls` says so. Its

@@ -87,9 +87,20 @@ impl Meter {
         meter
     }
 
+    /// Is there no process any more that was to be looked at?
+    pub(super) fn daemon_is_gone(&self) -> bool {
+        let Some(watched) = &self.daemon else {
+            return false;
+        };
+        // PID (COMM) STATE, where COMM may have any character (proc_pid_stat(5)).
+        let stat = fs::read_to_string(format!("/proc/{}/stat", watched.pid)).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
+        state.is_none_or(|state| state == "Z" || state == "X")
+    }
+
     pub(super) fn read(&self) -> io::Result<Reading> {
         let daemon = match &self.daemon {
-            // One that has died costs nothing any more: what it carried will show as loss.
+            // One that has died costs nothing any more, and is noticed when the test is over.
             Some(watched) => watched.read().ok(),
             None => None,
         };

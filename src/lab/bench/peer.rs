@@ -15,18 +15,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use socket2::{SockRef, TcpKeepalive};
 
+use super::Plan;
 use super::bed::Bed;
 use super::host::{End, Host, Ports, Record, Scripts, Site};
 use super::load::{Job, Outcome};
 use super::machine::Machine;
 use super::plan::{Row, Setting};
 use super::side::Side;
-use super::{Plan, report};
 use crate::kernel::{NetNs, Netlink};
 use crate::lab::traffic::Cancel;
 
 /// Where `serve` listens.
 pub const PORT: u16 = 9286;
+/// Version of the questions and answers.
+const VERSION: u32 = 2;
 /// The longest line either side takes, in bytes.
 const LONGEST: u64 = 1 << 20;
 /// How long an answer may take: longer than any measurement.
@@ -127,10 +129,9 @@ pub(super) fn connect(
     let mut client = Client {
         reader: BufReader::new(Patient::new(stream, cancel)?),
     };
-    let version = report::VERSION;
     let () = client.ask(&Question::Hello {
         key: key.to_owned(),
-        version,
+        version: VERSION,
         cpus: plan.pin.b.clone(),
     })?;
     let bed = Bed::claim()?;
@@ -215,7 +216,7 @@ fn serve_one(
 /// Lets whoever has the key in. On which processors its loads are to run here.
 fn welcome(first: Value, key: &str) -> Result<Vec<usize>> {
     match serde_json::from_value(first) {
-        Ok(Question::Hello { version, .. }) if version != report::VERSION => {
+        Ok(Question::Hello { version, .. }) if version != VERSION => {
             bail!("another version of overlayd: use the same on both hosts")
         }
         Ok(Question::Hello {

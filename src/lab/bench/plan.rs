@@ -272,10 +272,12 @@ impl FromStr for Test {
                 .filter(|n| *n >= super::load::MIN_SIZE)
                 .map(Size::Bytes),
         };
+        // Each is a thread and a descriptor on each host.
+        let streams = |text: &str| number(text).filter(|n| *n <= 200);
         let test = match parts.as_slice() {
-            ["tcp", streams] => number(streams).map(|n| Self::Tcp(n, Way::Forth)),
-            ["tcp", streams, "back"] => number(streams).map(|n| Self::Tcp(n, Way::Back)),
-            ["tcp", streams, "both"] => number(streams).map(|n| Self::Tcp(n, Way::Both)),
+            ["tcp", n] => streams(n).map(|n| Self::Tcp(n, Way::Forth)),
+            ["tcp", n, "back"] => streams(n).map(|n| Self::Tcp(n, Way::Back)),
+            ["tcp", n, "both"] => streams(n).map(|n| Self::Tcp(n, Way::Both)),
             ["udp", bytes] => size(bytes).map(Self::Flood),
             ["loss", bytes] => size(bytes).map(|size| Self::Loss(size, 1)),
             ["loss", bytes, flows] => size(bytes)
@@ -289,7 +291,7 @@ impl FromStr for Test {
             Some(test) => Ok(test),
             None => bail!(
                 "no test {text:?}; there are tcp-STREAMS, tcp-STREAMS-back, tcp-STREAMS-both, udp-BYTES, udp-mtu, loss-BYTES, loss-mtu, \
-                 loss-BYTES-FLOWS, rtt and rtt-half, for example tcp-4, udp-64 (UDP payload, at least 16 bytes), loss-64-1000"
+                 loss-BYTES-FLOWS, rtt and rtt-half, for example tcp-4 (200 at most), udp-64 (UDP payload, at least 16 bytes), loss-64-1000"
             ),
         }
     }

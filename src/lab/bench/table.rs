@@ -48,10 +48,10 @@ impl Report {
             to.push_str(&self.figures_under(setting));
         }
         self.write_errors(to)?;
-        if self.rounds < 3 {
+        if self.rounds < 3 || self.window < 0.3 {
             writeln!(
                 to,
-                "\nnote: with so few rounds a busy moment of the machine shows in the medians: --rounds 5 tells more, and takes longer"
+                "\nnote: in so few or so short measurements a busy moment of the machine shows: --rounds 5 --seconds 0.5 tells more, and takes longer"
             )?;
         }
         for note in &self.notes {

@@ -42,10 +42,18 @@ impl Host {
         let link = self.runtime.block_on(find(netlink, &device));
         let link = link.with_context(|| format!("the script of {name} has made none"))?;
         if let Ok(text) = fs::read_to_string(self.pidfile()) {
-            if let Ok(pid) = text.trim().parse() {
-                super::super::pin::pin_process(pid, &self.site.cpus)?;
-                self.meter = Meter::of_daemon(pid);
-            }
+            let text = text.trim();
+            // It is pinned: a stranger would stay so.
+            let ours = holder::processes(&self.site.mark)?.into_iter();
+            let ours = ours.filter(|process| process.place == self.place());
+            let pid = ours
+                .map(|process| process.pid)
+                .find(|pid| text == pid.to_string());
+            let pid = pid.with_context(|| {
+                format!("BENCH_PIDFILE holds {text:?}, which is no process that the script of {name} has started")
+            })?;
+            super::super::pin::pin_process(pid, &self.site.cpus)?;
+            self.meter = Meter::of_daemon(pid);
         }
         Ok(u16::try_from(link.mtu)?)
     }
