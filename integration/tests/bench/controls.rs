@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use overlayd::lab::bench::report::Sample;
+use overlayd::lab::bench::report::{Report, Sample};
 
 use crate::{output, report, text};
 
@@ -74,6 +74,12 @@ fn script(dir: &Path, name: &str, body: &str) -> String {
     fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     format!("{name}={}", path.display())
+}
+
+/// Why the first measurement of a row failed; empty if it did not.
+fn error(report: &Report, row: &str) -> String {
+    let sample = report.samples.iter().find(|s| s.row == row).unwrap();
+    sample.error.clone().unwrap_or_default()
 }
 
 /// Small packets pass, so the path comes up; what is measured does not.
@@ -147,10 +153,7 @@ fn a_daemon_that_ends_fails_what_was_measured_and_one_that_stays_is_noted() {
     ]);
     assert_eq!(done.status.code(), Some(5), "{}", text(&done.stderr));
     let report = report(&done);
-    let error = |row: &str| {
-        let sample = report.samples.iter().find(|s| s.row == row).unwrap();
-        sample.error.clone().unwrap_or_default()
-    };
+    let error = |row| error(&report, row);
     assert_eq!(error("kernel-vxlan"), "");
     assert!(
         error("ends").contains("the daemon on the sending host has ended"),
@@ -200,10 +203,7 @@ fn a_script_that_fails_is_a_failed_row_with_its_words() {
     ]);
     let report = report(&done);
     assert_eq!(done.status.code(), Some(5));
-    let error = |row: &str| {
-        let sample = report.samples.iter().find(|s| s.row == row).unwrap();
-        sample.error.clone().unwrap_or_default()
-    };
+    let error = |row| error(&report, row);
     assert!(
         error("refuses").contains("no such luck on 198.19.0.1"),
         "{}",

@@ -61,9 +61,11 @@ pub fn compare(old: &Report, new: &Report) -> Vec<Change> {
                         new: after.median,
                         ratio: after.median / before.median,
                         relative: ratios.1.zip(ratios.0).map(|(new, old)| new / old),
-                        verdict: ranges
-                            .then(|| verdict(&before, &after, figure.more_is_better))
-                            .flatten(),
+                        verdict: if ranges {
+                            verdict(&before, &after, figure.more_is_better)
+                        } else {
+                            None
+                        },
                     });
                 }
             }

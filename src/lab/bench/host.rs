@@ -395,7 +395,10 @@ impl Host {
     pub(super) fn daemon_ended(&mut self) -> bool {
         match self.up.as_mut().and_then(|up| up.daemon.as_mut()) {
             Some(child) => matches!(child.try_wait(), Ok(Some(_))),
-            None => self.meter.daemon_is_gone(),
+            None => {
+                let ended = |pid| self.started().is_ok_and(|left| !left.contains(&pid));
+                self.meter.daemon().is_some_and(ended)
+            }
         }
     }
 

@@ -87,15 +87,9 @@ impl Meter {
         meter
     }
 
-    /// Is there no process any more that was to be looked at?
-    pub(super) fn daemon_is_gone(&self) -> bool {
-        let Some(watched) = &self.daemon else {
-            return false;
-        };
-        // PID (COMM) STATE, where COMM may have any character (proc_pid_stat(5)).
-        let stat = fs::read_to_string(format!("/proc/{}/stat", watched.pid)).unwrap_or_default();
-        let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
-        state.is_none_or(|state| state == "Z" || state == "X")
+    /// The process that is looked at too.
+    pub(super) fn daemon(&self) -> Option<u32> {
+        self.daemon.as_ref().map(|watched| watched.pid)
     }
 
     pub(super) fn read(&self) -> io::Result<Reading> {
@@ -142,10 +136,13 @@ impl Watched {
         let mut cost = DaemonCost::default();
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
             let path = task?.path();
+            let read = |name| fs::read_to_string(path.join(name));
+            // A thread that ends meanwhile takes its own figures with it, not those of the others.
+            let (Ok(nanos), Ok(status)) = (read("schedstat"), read("status")) else {
+                continue;
+            };
             // CONFIG_SCHED_INFO; time on a CPU in nanoseconds comes first (Documentation/scheduler/sched-stats.rst).
-            let nanos = fs::read_to_string(path.join("schedstat"))?;
             cost.cpu += first_number(&nanos)? / 1e9;
-            let status = fs::read_to_string(path.join("status"))?;
             cost.switches += status
                 .lines()
                 .filter_map(|line| line.split_once("ctxt_switches:"))

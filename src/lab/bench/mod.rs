@@ -296,14 +296,12 @@ fn cell(
                     Err(error) => Err(anyhow::anyhow!(error.clone())),
                 };
                 // Then what was measured is not the path.
-                let result = match cell.ended() {
-                    None => result,
-                    Some(which) => {
-                        let ended = format!("the daemon on the {which} host has ended");
-                        Err(result
-                            .err()
-                            .map_or(anyhow::anyhow!(ended.clone()), |error| error.context(ended)))
-                    }
+                let ended = cell.ended();
+                let ended = ended.map(|host| format!("the daemon on the {host} host has ended"));
+                let result = match (result, ended) {
+                    (result, None) => result,
+                    (Ok(_), Some(ended)) => Err(anyhow::anyhow!(ended)),
+                    (Err(error), Some(ended)) => Err(error.context(ended)),
                 };
                 samples.push(sample(test, result));
             }

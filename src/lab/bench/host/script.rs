@@ -16,6 +16,7 @@
 //! | `BENCH_PIDFILE` | write the tunnel daemon's process id here, and its cost is metered |
 
 use std::fs::{self, File};
+use std::io;
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
@@ -44,11 +45,8 @@ impl Host {
         if let Ok(text) = fs::read_to_string(self.pidfile()) {
             let text = text.trim();
             // It is pinned: a stranger would stay so.
-            let ours = holder::processes(&self.site.mark)?.into_iter();
-            let ours = ours.filter(|process| process.place == self.place());
-            let pid = ours
-                .map(|process| process.pid)
-                .find(|pid| text == pid.to_string());
+            let mut started = self.started()?.into_iter();
+            let pid = started.find(|pid| text == pid.to_string());
             let pid = pid.with_context(|| {
                 format!("BENCH_PIDFILE holds {text:?}, which is no process that the script of {name} has started")
             })?;
@@ -61,14 +59,19 @@ impl Host {
     /// Takes it down, and ends what it has left running.
     pub(super) fn end_script(&self, name: &str) -> Result<()> {
         let done = self.script(name, "down");
-        let place = self.place();
-        for process in holder::processes(&self.site.mark)? {
-            if process.place == place {
-                holder::send(process.pid, Signal::SIGKILL)?;
-            }
+        for pid in self.started()? {
+            holder::send(pid, Signal::SIGKILL)?;
         }
         let _ = fs::remove_file(self.pidfile());
         done
+    }
+
+    /// The processes that a script has started and that have not ended.
+    pub(super) fn started(&self) -> io::Result<Vec<u32>> {
+        let place = self.place();
+        let ours = holder::processes(&self.site.mark)?.into_iter();
+        let ours = ours.filter(|process| process.place == place);
+        Ok(ours.map(|process| process.pid).collect())
     }
 
     fn place(&self) -> String {
